@@ -1,0 +1,104 @@
+"""Inner runs: the training of a task network by the optimizer under study."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PyTree
+
+from optax_unf.network import OptimizerConfig
+from optax_unf.optimizer import unf
+from optax_unf.tasks.task import Task, task_spec
+from optax_unf.weights import MetaWeights
+
+Theta = PyTree[Float[Array, "..."]]
+
+
+class InnerProblem(Protocol):
+    """What a gradient estimator needs to know: a computation that theta steers, step by step.
+
+    Both methods are pure; all randomness of a run follows from the key that it starts with, so that two runs with
+    equal keys differ by their theta alone.
+    """
+
+    def start(self, theta: Theta, key: Array) -> Any:
+        """A fresh run."""
+        ...
+
+    def step(self, theta: Theta, run: Any) -> tuple[Any, Float[Array, ""]]:
+        """The run one step on, and the loss before that step."""
+        ...
+
+
+class InnerRun(NamedTuple):
+    """The state of one inner run.
+
+    Attributes:
+      params: parameters of the task network.
+      optimizer: the optimizer's state.
+      count: number of steps so far.
+      key: the key that every batch of the run is drawn from.
+    """
+
+    params: PyTree
+    optimizer: Any
+    count: Int[Array, ""]
+    key: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """Training of a task's network by an optimizer that theta steers: an `InnerProblem`.
+
+    Optimizers that start with the same key see the same initial parameters and the same batches.
+
+    Attributes:
+      task: the task.
+      optimizer: from theta to an optax optimizer; `theta` may be a learning rate as well as meta-weights.
+    """
+
+    task: Task
+    optimizer: Callable[[Theta], optax.GradientTransformation]
+
+    def start(self, theta: Theta, key: Array) -> InnerRun:
+        """Fresh parameters and optimizer state."""
+        init_key, batch_key = jax.random.split(key)
+        params = self.task.init(init_key)
+        return InnerRun(params, self.optimizer(theta).init(params), jnp.zeros([], jnp.int32), batch_key)
+
+    def step(self, theta: Theta, run: InnerRun) -> tuple[InnerRun, Float[Array, ""]]:
+        """One training step, on a batch drawn for it."""
+        batch = self.task.sample(jax.random.fold_in(run.key, run.count))
+        loss, grads = jax.value_and_grad(self.task.loss)(run.params, batch)
+        updates, state = self.optimizer(theta).update(grads, run.optimizer, run.params)
+        params = optax.apply_updates(run.params, updates)
+        return InnerRun(params, state, run.count + 1, run.key), loss
+
+
+def learned_training(config: OptimizerConfig, task: Task) -> Training:
+    """Training of a task by the learned optimizer of this architecture, theta being its meta-weights' arrays."""
+    spec = task_spec(task)
+    return Training(task, lambda theta: unf(MetaWeights(theta, config, None), spec=spec))
+
+
+def unroll(
+    problem: InnerProblem, theta: Theta, run: Any, length: int, *, rematerialize: bool = False
+) -> tuple[Any, Float[Array, " length"]]:
+    """`length` steps of a run under one `lax.scan`, and the loss before each.
+
+    Args:
+      problem: the inner problem.
+      theta: the meta-weights' arrays.
+      run: where to start.
+      length: number of steps.
+      rematerialize: keep only the runs between the steps for the backward pass, and recompute the rest.
+    """
+
+    def step(run: Any, _: None) -> tuple[Any, Float[Array, ""]]:
+        return problem.step(theta, run)
+
+    body: Callable = jax.checkpoint(step, prevent_cse=False) if rematerialize else step
+    return jax.lax.scan(body, run, length=length)

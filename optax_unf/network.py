@@ -1,0 +1,94 @@
+"""The network f of Eq. 31: a pointwise trunk and an equivariant head."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float
+
+from optax_unf.features import pack, unpack
+from optax_unf.nn import UNF, DeepSets
+from optax_unf.nn.unf import Coefficients
+from optax_unf.spec import PermutationSpec
+
+Head: TypeAlias = Literal["unf", "nfn", "deepsets", "none"]
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """The architecture of a learned optimizer, and its scalars before meta-training.
+
+    Attributes:
+      head: the last layer of f: `"unf"`, `"nfn"`, `"deepsets"`, or `"none"` for f = 0, which is SGD with momentum.
+      coefficients: of a UNF head: `"full"` (fits one weight space) or `"tied"` (fits any).
+      hidden_channels: width of the trunk.
+      hidden_layers: Deep Sets layers before the head.
+      pool: whether the trunk's Deep Sets layers have their pooled part.
+      alpha: initial step size.
+      gamma_0: initial decay of the nominal momentum.
+      beta: initial weight of f.
+    """
+
+    head: Head = "unf"
+    coefficients: Coefficients = "full"
+    hidden_channels: int = 32
+    hidden_layers: int = 3
+    pool: bool = False
+    alpha: float = 0.1
+    gamma_0: float = 0.9
+    beta: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.head not in ("unf", "nfn", "deepsets", "none"):
+            raise ValueError(f"head must be 'unf', 'nfn', 'deepsets' or 'none', but is {self.head!r}.")
+        if self.coefficients not in ("full", "tied"):
+            raise ValueError(f"coefficients must be 'full' or 'tied', but is {self.coefficients!r}.")
+        if self.hidden_channels < 1 or self.hidden_layers < 1:
+            raise ValueError(
+                f"hidden_channels and hidden_layers must be positive, but are {self.hidden_channels} and "
+                f"{self.hidden_layers}."
+            )
+        if not (self.alpha > 0 and 0 < self.gamma_0 < 1):
+            raise ValueError(
+                f"alpha must be positive and gamma_0 in (0, 1), but are {self.alpha} and {self.gamma_0}."
+            )
+
+    @property
+    def fits_one_space(self) -> bool:
+        """Whether weights of this architecture belong to one weight space."""
+        return self.head == "nfn" or (self.head == "unf" and self.coefficients == "full")
+
+
+class UpdateNetwork(nn.Module):
+    """f: from 8 channels per entry and 11 per step to one update per entry.
+
+    Attributes:
+      config: the architecture.
+      spec: the weight space.
+    """
+
+    config: OptimizerConfig
+    spec: PermutationSpec
+
+    @nn.compact
+    def __call__(
+        self, features: Sequence[Float[Array, "channels *shape"]], step: Float[Array, " time_channels"]
+    ) -> list[Float[Array, "*shape"]]:
+        config = self.config
+        shapes = [leaf.shape for leaf in self.spec.leaves]
+        # A pointwise trunk does not see leaves: all of them are one matrix.
+        xs = list(features) if config.pool else [pack(features)]
+        for layer in range(config.hidden_layers):
+            dense = DeepSets(config.hidden_channels, config.pool, channel_axis=0, name=f"trunk_{layer}")
+            xs = jax.tree.map(jax.nn.relu, dense(xs, shared=step if layer == 0 else None))
+        if not config.pool:
+            xs = unpack(xs[0], shapes)
+        tree = dict(zip(self.spec.paths, xs, strict=True))
+        if config.head == "unf":
+            head = UNF(self.spec, 1, config.coefficients, channel_axis=0, name="head")
+        else:
+            head = DeepSets(1, config.pool, channel_axis=0, name="head")
+        out = head(tree)
+        return [out[path][0] for path in self.spec.paths]

@@ -1,0 +1,7 @@
+"""Equivariant layers on weight spaces, as flax modules."""
+
+from optax_unf.nn.deep_sets import DeepSets as DeepSets
+from optax_unf.nn.sequential import Sequential as Sequential
+from optax_unf.nn.sequential import nf_relu as nf_relu
+from optax_unf.nn.sequential import pointwise as pointwise
+from optax_unf.nn.unf import UNF as UNF

@@ -1,0 +1,39 @@
+"""From a pytree of features to a list of channels-first arrays in the order of a spec, and back."""
+
+from typing import Literal, TypeAlias
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from optax_unf.spec import PermutationSpec, show_path
+
+Features: TypeAlias = PyTree[Float[Array, "..."]]
+ChannelAxis: TypeAlias = Literal[-1, 0]
+
+
+def channels_first(
+    features: Features, spec: PermutationSpec, channel_axis: ChannelAxis
+) -> list[Float[Array, "channels *shape"]]:
+    """The leaves in the order of the spec, channels first, checked against its shapes."""
+    leaves = []
+    for leaf, x in zip(spec.leaves, spec.flatten(features, "features"), strict=True):
+        x = jnp.asarray(x)
+        shape = x.shape[:-1] if channel_axis == -1 else x.shape[1:]
+        if x.ndim == 0 or shape != leaf.shape:
+            wanted = (*leaf.shape, "channels") if channel_axis == -1 else ("channels", *leaf.shape)
+            raise ValueError(
+                f"The features of leaf {show_path(leaf.path)} must have shape {wanted}, but have {x.shape}. Add a "
+                f"channel axis, or make the spec from parameters of this shape."
+            )
+        leaves.append(jnp.moveaxis(x, channel_axis, 0))
+    return leaves
+
+
+def to_tree(
+    leaves: list[Float[Array, "channels *shape"]],
+    like: Features,
+    spec: PermutationSpec,
+    channel_axis: ChannelAxis,
+) -> Features:
+    """The inverse of `channels_first`."""
+    return spec.unflatten([jnp.moveaxis(x, 0, channel_axis) for x in leaves], like)

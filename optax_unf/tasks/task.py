@@ -1,0 +1,49 @@
+"""What a task is: an inner network, its loss, and its data."""
+
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import jax
+from jaxtyping import Array, Float, PyTree
+
+from optax_unf.spec import PermutationSpec, make_spec
+
+Params: TypeAlias = PyTree[Float[Array, "..."]]
+Batch: TypeAlias = Any
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A training problem. Implement these three methods, and any object is a task.
+
+    They are traced by jax, so they must be pure. A task may also have an attribute `axes`: the permutation spec's
+    tree of names for its parameters (see `optax_unf.make_spec`); without it every axis has a name of its own.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> class Parabola:
+      ...     def init(self, key):
+      ...         return {"x": jax.random.normal(key, (2,))}
+      ...     def sample(self, key):
+      ...         return jax.random.normal(key, (2,))
+      ...     def loss(self, params, batch):
+      ...         return jnp.sum((params["x"] - 0.1 * batch) ** 2)
+      >>> isinstance(Parabola(), Task)
+      True
+    """
+
+    def init(self, key: Array) -> Params:
+        """Fresh parameters of the inner network."""
+        ...
+
+    def sample(self, key: Array) -> Batch:
+        """A batch of training data."""
+        ...
+
+    def loss(self, params: Params, batch: Batch) -> Float[Array, ""]:
+        """The mean loss of a batch."""
+        ...
+
+
+def task_spec(task: Task) -> PermutationSpec:
+    """The permutation spec of a task's parameters, from its `axes` where it has them."""
+    return make_spec(getattr(task, "axes", None), jax.eval_shape(task.init, jax.random.key(0)))
