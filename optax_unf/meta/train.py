@@ -111,6 +111,8 @@ def meta_train(
     evaluate = jax.jit(lambda theta: training_losses(problem, theta, eval_keys, config.horizon))
     settings = _settings(optimizer, config)
     file = Path(out, "checkpoint.safetensors") if out else None
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
 
     position = _Position(settings=settings)
     state = _start_stage(problem, config, 0, weights.theta, None, outer_key)

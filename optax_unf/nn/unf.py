@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from optax_unf.contract import (
+    Blocks,
     Contraction,
     Expansion,
     Signature,
@@ -118,12 +119,64 @@ class UNF(nn.Module):
         return terms
 
     def _mix_tied(self, leaves: tuple[Tensor, ...], contracted: list[list[Array]]) -> list[list[Array]]:
-        """As `_mix_full`, with matrices that belong to pairs of roles rather than pairs of leaves.
+        """As `_mix_full`, with matrices that belong to pairs of roles rather than to pairs of leaves.
 
-        Every leaf sees itself (pointwise, and its mean; both whatever its rank), then for each role the mean over
-        all leaves in it, and its own contraction in that role.
+        A leaf sees each of its entries and its mean, whatever its rank; then, for each role, the mean over all leaves
+        in it, and its own contraction in that role.
         """
-        raise NotImplementedError
+        channels = contracted[0][0].shape[0]
+        meetings = _meetings(leaves)
+        std = float(np.sqrt((1.0 - _OWN_SHARE) / (channels * _most_terms(leaves, meetings))))
+        own_std = float(np.sqrt(_OWN_SHARE / channels))
+        kernel = functools.partial(self._role_kernel, shape=(channels, self.channels))
+        entry, mean = kernel("entry", std=own_std), kernel("mean", std=std)
+        bias = self.param("bias", nn.initializers.zeros, (self.channels,)) if self.use_bias else None
+
+        terms: list[list[Array]] = [[] for _ in leaves]
+        for leaf, tensor in enumerate(leaves):
+            whole, average = contracted[leaf][0], contracted[leaf][_mean_index(tensor)]
+            # The contraction that keeps all axes has them sorted by name; put them back in order.
+            identity = Expansion(*dataclasses.astuple(contractions(tensor.names)[0][0]))
+            constant = _product(mean, average)
+            if bias is not None:
+                constant += bias.astype(constant.dtype)
+            terms[leaf] += [
+                expand(_product(entry, whole), identity, tensor.sizes),
+                constant.reshape(-1, *(1 for _ in tensor.sizes)),
+            ]
+        for meeting in meetings:
+            roles: dict[_Role, list[Array]] = {}
+            for leaf, k in meeting.departures:
+                role = _role(contractions(leaves[leaf].names)[k][0])
+                roles.setdefault(role, []).append(contracted[leaf][k])
+            pooled = jnp.concatenate([sum(xs) / len(xs) for xs in roles.values()])
+            arriving: dict[str, Array] = {}
+            for leaf, expansion in meeting.arrivals:
+                labels = [_label(role, expansion) for role in roles]
+                # Leaves in the same role receive the same.
+                if labels[0] not in arriving:
+                    rows = [kernel("all " + label, std=std) for label in labels]
+                    arriving[labels[0]] = _product(jnp.concatenate(rows), pooled)
+                y = arriving[labels[0]]
+                own = [
+                    (_label(_role(contractions(leaves[leaf].names)[k][0]), expansion), contracted[leaf][k])
+                    for source, k in meeting.departures
+                    if source == leaf
+                ]
+                own = [(label, x) for label, x in own if not _is_entry_or_mean(label)]
+                if own:
+                    rows = [kernel("own " + label, std=std) for label, _ in own]
+                    y = y + _product(jnp.concatenate(rows), jnp.concatenate([x for _, x in own]))
+                terms[leaf].append(expand(y, expansion, leaves[leaf].sizes))
+        return terms
+
+    def _role_kernel(self, name: str, *, shape: tuple[int, int], std: float) -> Array:
+        if self.is_initializing() or self.has_variable("params", name):
+            # Pairs of roles recur; each has one matrix.
+            if self.has_variable("params", name):
+                return self.get_variable("params", name)
+            return self.param(name, nn.initializers.normal(std), shape)
+        return jnp.zeros(shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +218,62 @@ def _is_own(departure: tuple[int, int], arrival: tuple[int, Expansion], leaves: 
     contraction: Contraction = contractions(leaves[source].names)[k][0]
     singletons = len(expansion.blocks) == len(leaves[source].names)
     return singletons and contraction.blocks == expansion.blocks and contraction.kept == expansion.attached
+
+
+@dataclasses.dataclass(frozen=True)
+class _Role:
+    """What a contraction does, in terms that do not depend on the names of the axes.
+
+    Attributes:
+      axes: a character per axis: lower case for kept blocks, `.` for an averaged axis, upper case for an averaged
+        diagonal.
+      letters: the characters of the result's axes.
+    """
+
+    axes: str
+    letters: str
+
+
+def _role(contraction: Contraction) -> _Role:
+    letter = {b: chr(ord("a") + n) for n, b in enumerate(sorted(contraction.kept))}
+    return _Role(_axes_string(contraction.blocks, letter), "".join(letter[b] for b in contraction.kept))
+
+
+def _label(role: _Role, expansion: Expansion) -> str:
+    letter = dict(zip(expansion.attached, role.letters, strict=True))
+    return f"{role.axes}>{_axes_string(expansion.blocks, letter)}"
+
+
+def _axes_string(blocks: Blocks, letter: dict[int, str]) -> str:
+    characters = {}
+    for b, block in enumerate(blocks):
+        character = letter.get(b, "." if len(block) == 1 else chr(ord("A") + b))
+        characters.update(dict.fromkeys(block, character))
+    return "".join(characters[axis] for axis in sorted(characters))
+
+
+def _is_entry_or_mean(label: str) -> bool:
+    source, target = label.split(">")
+    distinct = len(set(source)) == len(source) and source.isalpha() and source.islower()
+    return source == target and (not source or distinct or set(source) == {"."})
+
+
+def _mean_index(tensor: Tensor) -> int:
+    """Which contraction of the leaf is its mean."""
+    return next(
+        k
+        for k, (contraction, signature) in enumerate(contractions(tensor.names))
+        if not signature and len(contraction.blocks) == len(tensor.names)
+    )
+
+
+def _most_terms(leaves: Sequence[Tensor], meetings: Sequence[_Meeting]) -> int:
+    counts = [1] * len(leaves)
+    for meeting in meetings:
+        roles = {_role(contractions(leaves[leaf].names)[k][0]) for leaf, k in meeting.departures}
+        for leaf, _ in meeting.arrivals:
+            counts[leaf] += len(roles) + sum(source == leaf for source, _ in meeting.departures)
+    return max(counts)
 
 
 def _std(*, own: bool, fan_in: int, others: int) -> float:
