@@ -51,9 +51,7 @@ class OptimizerConfig:
                 f"{self.hidden_layers}."
             )
         if not (self.alpha > 0 and 0 < self.gamma_0 < 1):
-            raise ValueError(
-                f"alpha must be positive and gamma_0 in (0, 1), but are {self.alpha} and {self.gamma_0}."
-            )
+            raise ValueError(f"alpha must be positive and gamma_0 in (0, 1), but are {self.alpha} and {self.gamma_0}.")
 
     @property
     def fits_one_space(self) -> bool:

@@ -1,6 +1,6 @@
 """Eq. 31 as optax transformations."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -11,8 +11,11 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from optax_unf.features import DECAYS, encode_step, normalize, pack, unpack
 from optax_unf.network import UpdateNetwork
-from optax_unf.spec import PermutationSpec, make_spec
-from optax_unf.weights import MetaWeights
+from optax_unf.spec import PermutationSpec, leaves_by_path, make_spec, show_path
+from optax_unf.weights import MetaWeights, check_fits, load_weights
+
+Weights: TypeAlias = MetaWeights | str | Path
+Spec: TypeAlias = PermutationSpec | PyTree | None
 
 
 class ScaleByUNFState(NamedTuple):
@@ -24,64 +27,195 @@ class ScaleByUNFState(NamedTuple):
         0.1, 0.5, 0.9, 0.99, 0.999 and 0.9999.
     """
 
-    count: Int[Array, ""]
+    count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride] (optax names it so)
     momenta: tuple[PyTree, ...]
 
 
-def scale_by_unf(
-    weights: MetaWeights, *, spec: PermutationSpec | None = None
-) -> optax.GradientTransformationExtraArgs:
-    def init(params: PyTree) -> ScaleByUNFState:
+def scale_by_unf(weights: Weights, *, spec: Spec = None) -> optax.GradientTransformationExtraArgs:
+    r"""Replaces gradients by the direction of a learned optimizer.
+
+    The direction is that of Eq. 31 of Zhou, Finn & Harrison 2024,
+
+    $$ m_t^{\gamma_0} + \beta f(W_t, \nabla_t, \{m_t^{\gamma_i}\}_i, t), \quad
+       m_t^{\gamma} = \gamma m_{t-1}^{\gamma} + (1 - \gamma) \nabla_t, $$
+
+    without the step size alpha and its sign: see `unf`. It is a pure function of the weights, so that `jax.vmap` and
+    `jax.grad` over them work. Features are computed in float32, or in float64 where a parameter is.
+
+    A gradient that is not finite makes the update not finite, and enters the momenta: wrap the optimizer in
+    `optax.apply_if_finite`, which then drops the step and keeps the old state.
+
+    Args:
+      weights: a name of `optax_unf.list_pretrained()`, a path, or meta-weights.
+      spec: a `PermutationSpec`, or the nested tuples of names that `make_spec` takes. By default the weights' own
+        where they belong to one weight space, else a name of its own for every axis.
+
+    Returns:
+      A transformation whose `update` requires `params`.
+
+    Raises:
+      ValueError: `params` is missing; the trees or the spec do not match; full-coefficient weights are used for
+        another weight space than theirs.
+      TypeError: a parameter or gradient is not real floating-point.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, optax_unf
+      >>> tx = optax.chain(optax_unf.scale_by_unf("mlp-fashion-mnist-deepsets"), optax.scale(-0.1))
+      >>> params = {"w": jnp.ones((3, 2))}
+      >>> state = tx.init(params)
+      >>> updates, state = tx.update({"w": jnp.ones((3, 2))}, state, params)
+      >>> updates["w"].shape
+      (3, 2)
+    """
+    if not isinstance(weights, MetaWeights):
+        weights = load_weights(weights)
+
+    def init(params: optax.Params) -> ScaleByUNFState:
+        _check_real(params, "parameter")
         return ScaleByUNFState(
             count=jnp.zeros([], jnp.int32),
-            momenta=tuple(jax.tree.map(_zeros_accumulator, params) for _ in range(1 + len(DECAYS))),
+            momenta=tuple(jax.tree.map(_zero_momentum, params) for _ in range(1 + len(DECAYS))),
         )
 
     def update(
-        updates: PyTree, state: ScaleByUNFState, params: PyTree | None = None, **extra: Any
-    ) -> tuple[PyTree, ScaleByUNFState]:
-        del extra
-        space = spec or weights.spec or make_spec(None, params)
-        grads = space.flatten(updates, "gradients")
-        shapes = [leaf.shape for leaf in space.leaves]
-        gradient, weight = _flat(grads), _flat(space.flatten(params, "parameters"))
-        old = jnp.stack([_flat(space.flatten(m, "momenta")) for m in state.momenta])
-        decays = jnp.append(weights.gamma_0, jnp.array(DECAYS, jnp.float32))[:, None]
-        momenta = decays * old + (1.0 - decays) * gradient
-        direction = momenta[0]
-        if weights.config.head != "none":
-            inputs = jnp.concatenate([weight[None], gradient[None], momenta[1:]])
-            features = [
-                normalize(x.reshape(x.shape[0], -1)).reshape(x.shape) for x in unpack(inputs, shapes)
-            ]
-            network = UpdateNetwork(weights.config, space)
-            learned = network.apply({"params": weights.theta["network"]}, features, encode_step(state.count))
-            direction += weights.theta["beta"] * _flat(learned)
-        out = [x[0].astype(g.dtype) for x, g in zip(unpack(direction[None], shapes), grads, strict=True)]
-        new = [
-            space.unflatten([x[0] for x in unpack(m[None], shapes)], like=tree)
-            for m, tree in zip(momenta, state.momenta, strict=True)
-        ]
-        return space.unflatten(out, like=updates), ScaleByUNFState(
-            optax.safe_increment(state.count), tuple(new)
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: Any
+    ) -> tuple[optax.Updates, ScaleByUNFState]:
+        del extra  # every optax transformation accepts what others in its chain need
+        assert isinstance(state, ScaleByUNFState)
+        if params is None:
+            raise ValueError(
+                "The learned optimizer looks at the parameters, but update was called without them. Call "
+                "update(gradients, state, params)."
+            )
+        _check_real(params, "parameter")
+        _check_real(updates, "gradient")
+        space = _weight_space(weights, spec, params)
+        if not space.leaves:
+            return updates, ScaleByUNFState(_next(state.count), state.momenta)
+        leaves = space.flatten(params, "parameters")
+        direction, momenta = _direction(
+            weights,
+            space,
+            leaves,
+            _checked_shapes(space, space.flatten(updates, "gradients")),
+            [space.flatten(tree, "momenta") for tree in state.momenta],
+            state.count,
+        )
+        new = [x.astype(leaf.dtype) for x, leaf in zip(direction, leaves, strict=True)]
+        return space.unflatten(new, like=updates), ScaleByUNFState(
+            _next(state.count),
+            tuple(space.unflatten(m, like=tree) for m, tree in zip(momenta, state.momenta, strict=True)),
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def unf(
-    weights: MetaWeights,
-    *,
-    spec: PermutationSpec | None = None,
-    learning_rate: optax.ScalarOrSchedule | None = None,
+    weights: Weights, *, spec: Spec = None, learning_rate: optax.ScalarOrSchedule | None = None
 ) -> optax.GradientTransformationExtraArgs:
+    r"""A learned optimizer: Eq. 31 of Zhou, Finn & Harrison 2024 (arXiv:2402.05232).
+
+    $$ W_{t+1} = W_t - \alpha (m_t^{\gamma_0} + \beta f(W_t, \nabla_t, \{m_t^{\gamma_i}\}_i, t)) $$
+
+    Args:
+      weights: a name of `optax_unf.list_pretrained()`, a path, or meta-weights.
+      spec: see `scale_by_unf`.
+      learning_rate: replaces the meta-trained alpha: a number or an optax schedule.
+
+    Returns:
+      A transformation whose `update` requires `params`.
+
+    Raises:
+      ValueError: see `scale_by_unf`.
+      TypeError: see `scale_by_unf`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, optax_unf
+      >>> def loss(params):
+      ...     return jnp.sum((params["w"] - 1.0) ** 2)
+      >>> params = {"w": jnp.zeros((3, 2))}
+      >>> tx = optax_unf.unf("mlp-fashion-mnist-sgdm")
+      >>> state = tx.init(params)
+      >>> for _ in range(100):
+      ...     updates, state = tx.update(jax.grad(loss)(params), state, params)
+      ...     params = optax.apply_updates(params, updates)
+      >>> bool(loss(params) < 0.1)
+      True
+    """
+    if not isinstance(weights, MetaWeights):
+        weights = load_weights(weights)
     rate = weights.alpha if learning_rate is None else learning_rate
     return optax.chain(scale_by_unf(weights, spec=spec), optax.scale_by_learning_rate(rate))
 
 
-def _flat(leaves: list[Array]) -> Float[Array, " entries"]:
-    return jnp.concatenate([x.reshape(-1).astype(jnp.float32) for x in leaves])
+def _direction(
+    weights: MetaWeights,
+    space: PermutationSpec,
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    momenta: Sequence[Sequence[Array]],
+    count: Int[Array, ""],
+) -> tuple[list[Array], list[list[Array]]]:
+    """The direction and the new momenta, leaf by leaf in the order of the spec."""
+    dtype = jnp.result_type(jnp.float32, *params)
+    shapes = [leaf.shape for leaf in space.leaves]
+    # Everything pointwise is done on all leaves at once.
+    weight, gradient, *old = [_row(leaves, dtype) for leaves in (params, grads, *momenta)]
+    decays = jnp.append(weights.gamma_0, jnp.array(DECAYS)).astype(dtype)[:, None]
+    new = decays * jnp.concatenate(old) + (1.0 - decays) * gradient
+    direction = new[:1]
+    if weights.config.head != "none":
+        inputs = unpack(jnp.concatenate([weight, gradient, new[1:]]), shapes)
+        features = [normalize(x.reshape(x.shape[0], -1)).reshape(x.shape) for x in inputs]
+        network = UpdateNetwork(weights.config, space)
+        learned = network.apply({"params": weights.theta["network"]}, features, encode_step(count))
+        direction += weights.theta["beta"] * _row(learned, dtype)
+    rows = [direction, *jnp.split(new, len(new))]
+    split = [[x[0] for x in unpack(row, shapes)] for row in rows]
+    return split[0], [
+        [x.astype(m.dtype) for x, m in zip(leaves, old_leaves, strict=True)]
+        for leaves, old_leaves in zip(split[1:], momenta, strict=True)
+    ]
 
 
-def _zeros_accumulator(x: Array) -> Array:
-    return jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32))
+def _row(leaves: Sequence[Array], dtype: jnp.dtype) -> Float[Array, "1 entries"]:
+    return pack([jnp.asarray(x, dtype)[None] for x in leaves])
+
+
+def _weight_space(weights: MetaWeights, spec: Spec, params: PyTree) -> PermutationSpec:
+    if spec is None and weights.spec is not None:
+        # Names do not matter for the comparison of leaves, so the weights' own axes may stand for the parameters'.
+        shapes = {path: jnp.shape(x) for path, x in leaves_by_path(params).items()}
+        if shapes == {leaf.path: leaf.shape for leaf in weights.spec.leaves}:
+            return weights.spec
+    space = spec if isinstance(spec, PermutationSpec) else make_spec(spec, params)
+    check_fits(weights, space)
+    _checked_shapes(space, space.flatten(params, "parameters"), "parameters")
+    return space
+
+
+def _checked_shapes(space: PermutationSpec, leaves: list[Array], what: str = "gradients") -> list[Array]:
+    for leaf, x in zip(space.leaves, leaves, strict=True):
+        if jnp.shape(x) != leaf.shape:
+            raise ValueError(
+                f"Leaf {show_path(leaf.path)} of the {what} must have shape {leaf.shape}, as in the permutation spec, "
+                f"but has {jnp.shape(x)}."
+            )
+    return leaves
+
+
+def _check_real(tree: PyTree, what: str) -> None:
+    for path, x in leaves_by_path(tree).items():
+        if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+            raise TypeError(
+                f"The learned optimizer needs real floating-point leaves, but the {what} {show_path(path)} is "
+                f"{jnp.result_type(x)}. Leave it out with optax.masked or optax.partition."
+            )
+
+
+def _zero_momentum(x: Array) -> Array:
+    return jnp.zeros(jnp.shape(x), jnp.promote_types(jnp.result_type(x), jnp.float32))
+
+
+def _next(count: Int[Array, ""]) -> Int[Array, ""]:
+    return jnp.asarray(optax.safe_increment(count))

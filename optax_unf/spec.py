@@ -86,8 +86,7 @@ class PermutationSpec:
         """
         keys = jax.random.split(key, max(len(self.sizes), 1))
         return {
-            name: jax.random.permutation(k, size)
-            for k, (name, size) in zip(keys, self.sizes.items(), strict=False)
+            name: jax.random.permutation(k, size) for k, (name, size) in zip(keys, self.sizes.items(), strict=False)
         }
 
     def permute(self, permutation: Permutation, tree: PyTree) -> PyTree:
@@ -119,9 +118,7 @@ class PermutationSpec:
         return _table(self)
 
 
-def make_spec(
-    tree: PyTree | None, params: PyTree, *, sizes: Mapping[Name, int] | None = None
-) -> PermutationSpec:
+def make_spec(tree: PyTree | None, params: PyTree, *, sizes: Mapping[Name, int] | None = None) -> PermutationSpec:
     """A permutation spec from nested tuples of names that mirror the parameters.
 
     Args:
@@ -149,9 +146,7 @@ def make_spec(
     """
     shapes = {path: tuple(jnp.shape(x)) for path, x in leaves_by_path(params).items()}
     if tree is None:
-        axes = {
-            path: tuple(f"{path}:{axis}" for axis in range(len(shape))) for path, shape in shapes.items()
-        }
+        axes = {path: tuple(f"{path}:{axis}" for axis in range(len(shape))) for path, shape in shapes.items()}
     else:
         axes = {}
         trie = _trie([keys for keys, _ in _keys_and_leaves(params)])

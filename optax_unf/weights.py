@@ -1,15 +1,25 @@
-"""Meta-weights: the parameters of a learned optimizer."""
+"""Meta-weights: the parameters of a learned optimizer, in memory and on disk."""
 
 import dataclasses
 import functools
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
 from jaxtyping import Array, Float, PyTree
 
 from optax_unf.features import ENTRY_CHANNELS, TIME_CHANNELS
 from optax_unf.network import OptimizerConfig, UpdateNetwork
-from optax_unf.spec import PermutationSpec
+from optax_unf.spec import LeafSpec, Name, PermutationSpec, show_path
+
+_FORMAT = "optax_unf meta-weights 1"
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["theta"], meta_fields=["config", "spec"])
@@ -44,7 +54,7 @@ def init_weights(config: OptimizerConfig, spec: PermutationSpec, key: Array) -> 
 
     Args:
       config: the architecture.
-      spec: the weight space; weights that fit any space only take their ranks from it.
+      spec: the weight space. Tied coefficients take from it which roles there are, and nothing else.
       key: a PRNG key.
     """
     theta: dict[str, PyTree] = {
@@ -56,3 +66,172 @@ def init_weights(config: OptimizerConfig, spec: PermutationSpec, key: Array) -> 
         variables = UpdateNetwork(config, spec).init(key, features, jnp.zeros(TIME_CHANNELS))
         theta |= {"beta": jnp.float32(config.beta), "network": variables.get("params", {})}
     return MetaWeights(theta, config, spec if config.fits_one_space else None)
+
+
+def check_fits(weights: MetaWeights, spec: PermutationSpec) -> None:
+    """Raises ValueError, with the first leaf that differs, if the weights belong to another weight space.
+
+    Names need not be equal, only which axes share one.
+    """
+    if weights.spec is None:
+        return
+    renamed: dict[Name | None, Name | None] = {}
+    original: dict[Name | None, Name | None] = {}
+    wanted, found = ({leaf.path: leaf for leaf in s.leaves} for s in (weights.spec, spec))
+    for path in dict.fromkeys([*wanted, *found]):
+        a, b = wanted.get(path), found.get(path)
+        same = a is not None and b is not None and a.shape == b.shape and len(a.factors) == len(b.factors)
+        if same:
+            same = all(
+                renamed.setdefault(x, y) == y and original.setdefault(y, x) == x and m == n
+                for (x, m), (y, n) in zip(a.factors, b.factors, strict=True)
+            )
+        if not same:
+            raise ValueError(
+                f"These meta-weights have full coefficients, which fit only the weight space they were made for, and "
+                f"this one differs at leaf {show_path(path)}: the weights want {_describe(a)}, the parameters have "
+                f"{_describe(b)}. Use weights with tied coefficients or a Deep Sets head, which fit any space, or "
+                f"meta-train for this one."
+            )
+
+
+def _describe(leaf: LeafSpec | None) -> str:
+    return "no such leaf" if leaf is None else f"shape {leaf.shape} with axes {leaf.axes}"
+
+
+def list_pretrained() -> tuple[str, ...]:
+    """Names of the meta-weights that come with the package.
+
+    Example:
+      >>> "mlp-fashion-mnist-unf" in list_pretrained()
+      True
+    """
+    return tuple(sorted(path.stem for path in _pretrained_folder().glob("*.safetensors")))
+
+
+def load_weights(name_or_path: str | Path) -> MetaWeights:
+    """Meta-weights from the package or from a file.
+
+    Args:
+      name_or_path: one of `list_pretrained()`, or the path of a file that `save_weights` wrote.
+
+    Raises:
+      FileNotFoundError: there is neither such a name nor such a file.
+      ValueError: the file is damaged, or no file of meta-weights. Nothing in it is ever executed.
+
+    Example:
+      >>> load_weights("mlp-fashion-mnist-sgdm").config.head
+      'none'
+    """
+    path = _resolve(name_or_path)
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} must be a safetensors file, but is damaged or something else: {error}.") from error
+    if metadata.get("format") != _FORMAT:
+        raise ValueError(
+            f"{path} must hold meta-weights in the format {_FORMAT!r}, but its metadata has the format "
+            f"{metadata.get('format')!r}. Only files that optax_unf.save_weights wrote can be loaded."
+        )
+    config = OptimizerConfig(**json.loads(metadata["config"]))
+    spec = _spec_from_json(metadata["spec"])
+    theta: dict[str, Any] = {}
+    for name, array in arrays.items():
+        *folders, last = name.split("/")
+        node = theta
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[last] = jnp.asarray(array)
+    weights = MetaWeights(theta, config, spec)
+    if spec is not None:
+        _check_arrays(path, weights, init=jax.eval_shape(lambda key: init_weights(config, spec, key), jax.random.key(0)))
+    return weights
+
+
+def save_weights(path: str | Path, weights: MetaWeights, *, card: Mapping[str, Any] | None = None) -> None:
+    """Writes meta-weights to a safetensors file.
+
+    Args:
+      path: the file, by custom `<task>-<architecture>.safetensors`. It is written under a temporary name and renamed.
+      weights: the meta-weights.
+      card: what they are and how they were made; written beside the file as `<name>.json`.
+    """
+    path = Path(path)
+    metadata = {
+        "format": _FORMAT,
+        "config": json.dumps(dataclasses.asdict(weights.config)),
+        "spec": json.dumps(weights.spec and [dataclasses.asdict(leaf) for leaf in weights.spec.leaves]),
+    }
+    arrays = {
+        jax.tree_util.keystr(keys, simple=True, separator="/"): np.asarray(x)
+        for keys, x in jax.tree_util.tree_flatten_with_path(weights.theta)[0]
+    }
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    safetensors.numpy.save_file(arrays, temporary, metadata)
+    temporary.replace(path)
+    if card is not None:
+        temporary = path.with_name(f".{path.stem}.json.{os.getpid()}")
+        temporary.write_text(json.dumps(card, indent=1) + "\n")
+        temporary.replace(path.with_suffix(".json"))
+
+
+def load_card(name_or_path: str | Path) -> dict[str, Any]:
+    """The card of meta-weights: task, settings, evaluation curve, and the command that makes them again.
+
+    Raises:
+      FileNotFoundError: there are no such weights, or they have no card.
+
+    Example:
+      >>> load_card("mlp-fashion-mnist-sgdm")["task"]
+      'mlp-fashion-mnist'
+    """
+    return json.loads(_resolve(name_or_path).with_suffix(".json").read_text())
+
+
+def _resolve(name_or_path: str | Path) -> Path:
+    if str(name_or_path) in list_pretrained():
+        return _pretrained_folder() / f"{name_or_path}.safetensors"
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Meta-weights must be a file or one of {', '.join(list_pretrained())}, but {str(name_or_path)!r} is neither."
+        )
+    return path
+
+
+def _pretrained_folder() -> Path:
+    # In a wheel the folder is inside the package; in a checkout it is beside it.
+    inside = Path(__file__).parent / "_pretrained"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "pretrained"
+
+
+def _spec_from_json(text: str) -> PermutationSpec | None:
+    leaves = json.loads(text)
+    if leaves is None:
+        return None
+    return PermutationSpec(
+        tuple(
+            LeafSpec(
+                leaf["path"],
+                tuple(leaf["shape"]),
+                tuple(tuple(axis) if isinstance(axis, list) else axis for axis in leaf["axes"]),
+                tuple((name, size) for name, size in leaf["factors"]),
+            )
+            for leaf in leaves
+        )
+    )
+
+
+def _check_arrays(path: Path, weights: MetaWeights, init: MetaWeights) -> None:
+    found, wanted = (
+        {jax.tree_util.keystr(keys): x.shape for keys, x in jax.tree_util.tree_flatten_with_path(w.theta)[0]}
+        for w in (weights, init)
+    )
+    for name in dict.fromkeys([*wanted, *found]):
+        if found.get(name) != wanted.get(name):
+            raise ValueError(
+                f"{path} must hold theta{name} of shape {wanted.get(name)}, as its architecture says, but has "
+                f"{found.get(name)}."
+            )

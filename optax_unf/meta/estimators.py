@@ -113,9 +113,7 @@ class PES:
         eps = _noise(theta, noise_key, self.pairs, self.sigma)
         xi = jax.tree.map(jnp.add, state.xi, eps)
         thetas = jax.tree.map(lambda x, e: jnp.concatenate([x + e, x - e]), theta, eps)
-        runs, losses = map_particles(
-            lambda particle: unroll(problem, *particle, self.truncation), (thetas, state.runs)
-        )
+        runs, losses = map_particles(lambda particle: unroll(problem, *particle, self.truncation), (thetas, state.runs))
         finite = jnp.isfinite(losses).all(1)
         losses = jnp.where(jnp.isfinite(losses), losses, self.max_loss).clip(max=self.max_loss)
         if self.objective == "final":

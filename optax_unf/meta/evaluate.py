@@ -1,6 +1,5 @@
 """Losses of fresh inner runs."""
 
-import jax
 from jaxtyping import Array, Float
 
 from optax_unf.meta.inner import InnerProblem, Theta, unroll
@@ -10,9 +9,7 @@ from optax_unf.meta.particles import map_particles
 FINAL_STEPS = 50
 
 
-def training_losses(
-    problem: InnerProblem, theta: Theta, keys: Array, steps: int
-) -> Float[Array, "runs steps"]:
+def training_losses(problem: InnerProblem, theta: Theta, keys: Array, steps: int) -> Float[Array, "runs steps"]:
     """The training loss before every step of fresh inner runs, one per key, with theta unperturbed.
 
     Args:

@@ -5,8 +5,7 @@ from typing import TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+from jax.sharding import Mesh, PartitionSpec
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -14,9 +13,7 @@ Out = TypeVar("Out")
 _AXIS = "particles"
 
 
-def map_particles(
-    function: Callable[[In], Out], particles: In, *, vectorize: int | None = None
-) -> Out:
+def map_particles(function: Callable[[In], Out], particles: In, *, vectorize: int | None = None) -> Out:
     """`function` of each particle.
 
     Particles are sharded over all local devices if their number divides evenly; each device runs `vectorize` of its

@@ -15,14 +15,13 @@ from jaxtyping import Array, Float
 
 from optax_unf.meta import checkpoint
 from optax_unf.meta.config import MetaTrainConfig, Stage
+from optax_unf.meta.estimators import Metrics
 from optax_unf.meta.evaluate import final_loss, training_losses
 from optax_unf.meta.inner import InnerProblem, Theta, learned_training
-from optax_unf.meta.estimators import Metrics
 from optax_unf.meta.progress import Progress
 from optax_unf.network import OptimizerConfig
 from optax_unf.tasks.task import Task, task_spec
 from optax_unf.weights import MetaWeights, init_weights
-
 
 # Inner steps at which an evaluation reports the loss, besides the end.
 MARKS = (100, 500, 1000)
@@ -195,9 +194,7 @@ def _outer_step(
 
     @functools.partial(jax.jit, donate_argnums=0)
     def outer_step(state: TrainState, key: Array) -> tuple[TrainState, Metrics]:
-        grad, particles, metrics = stage.estimator.estimate(
-            problem, config.horizon, state.theta, state.particles, key
-        )
+        grad, particles, metrics = stage.estimator.estimate(problem, config.horizon, state.theta, state.particles, key)
         updates, adam_state = adam.update(grad, state.adam, state.theta)
         theta = optax.apply_updates(state.theta, updates)
         metrics["grad_norm"] = optax.tree.norm(grad)

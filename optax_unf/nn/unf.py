@@ -82,9 +82,7 @@ class UNF(nn.Module):
         mix = self._mix_tied if self.coefficients == "tied" else self._mix_full
         ys = [
             channels_to_positions(sum(terms), leaf, leaf_spec.shape).astype(x.dtype)
-            for terms, leaf, leaf_spec, x in zip(
-                mix(leaves, contracted), leaves, self.spec.leaves, xs, strict=True
-            )
+            for terms, leaf, leaf_spec, x in zip(mix(leaves, contracted), leaves, self.spec.leaves, xs, strict=True)
         ]
         return to_tree(ys, features, self.spec, self.channel_axis)
 
@@ -101,10 +99,7 @@ class UNF(nn.Module):
             heights = [channels[leaf] for leaf, _ in meeting.departures]
             widths = [self.channels * leaves[leaf].positions for leaf, _ in meeting.arrivals]
             std = [
-                [
-                    _std(own=_is_own(d, a, leaves), fan_in=channels[a[0]], others=others[a[0]])
-                    for a in meeting.arrivals
-                ]
+                [_std(own=_is_own(d, a, leaves), fan_in=channels[a[0]], others=others[a[0]]) for a in meeting.arrivals]
                 for d in meeting.departures
             ]
             scale = np.repeat(np.repeat(np.array(std), heights, axis=0), widths, axis=1)

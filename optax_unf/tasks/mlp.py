@@ -41,9 +41,7 @@ class MLPTask:
     @property
     def axes(self) -> dict[str, dict[str, tuple[int, ...]]]:
         """Names of the axes: the neurons of layer `i` have the name `i`."""
-        return {
-            f"dense_{i}": {"kernel": (i, i + 1), "bias": (i + 1,)} for i in range(len(self.hidden) + 1)
-        }
+        return {f"dense_{i}": {"kernel": (i, i + 1), "bias": (i + 1,)} for i in range(len(self.hidden) + 1)}
 
     def init(self, key: Array) -> Params:
         """Kernels with variance 1 / fan-in, zero biases."""
