@@ -35,9 +35,7 @@ def main() -> None:
 
     task = tasks.get(args.task, data_dir=args.data_dir)
     config = MetaTrainConfig(STAGES, horizon=task.horizon)
-    result = meta_train(
-        OptimizerConfig(head=args.head), task, config, jax.random.key(args.seed), out=args.out
-    )
+    result = meta_train(OptimizerConfig(head=args.head), task, config, jax.random.key(args.seed), out=args.out)
     for record in result.curve:
         print(record)
 

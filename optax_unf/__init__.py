@@ -1,5 +1,7 @@
 """Learned optimizers built from universal neural functionals, as optax transformations."""
 
+from optax_unf import nn as nn
+from optax_unf import tasks as tasks
 from optax_unf.network import OptimizerConfig as OptimizerConfig
 from optax_unf.optimizer import ScaleByUNFState as ScaleByUNFState
 from optax_unf.optimizer import scale_by_unf as scale_by_unf

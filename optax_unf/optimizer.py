@@ -1,5 +1,6 @@
 """Eq. 31 as optax transformations."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -144,8 +145,17 @@ def unf(
     """
     if not isinstance(weights, MetaWeights):
         weights = load_weights(weights)
-    rate = weights.alpha if learning_rate is None else learning_rate
-    return optax.chain(scale_by_unf(weights, spec=spec), optax.scale_by_learning_rate(rate))
+    if learning_rate is None:
+        step = optax.stateless(functools.partial(_descend, weights.alpha))
+    else:
+        step = optax.scale_by_learning_rate(learning_rate)
+    return optax.chain(scale_by_unf(weights, spec=spec), step)
+
+
+def _descend(alpha: Float[Array, ""], direction: optax.Updates, params: optax.Params | None) -> optax.Updates:
+    del params
+    # alpha is float32, and would promote the updates of narrower parameters.
+    return jax.tree.map(lambda d: -alpha.astype(d.dtype) * d, direction)
 
 
 def _direction(

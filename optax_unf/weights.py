@@ -75,24 +75,36 @@ def check_fits(weights: MetaWeights, spec: PermutationSpec) -> None:
     """
     if weights.spec is None:
         return
-    renamed: dict[Name | None, Name | None] = {}
-    original: dict[Name | None, Name | None] = {}
     wanted, found = ({leaf.path: leaf for leaf in s.leaves} for s in (weights.spec, spec))
-    for path in dict.fromkeys([*wanted, *found]):
-        a, b = wanted.get(path), found.get(path)
-        same = a is not None and b is not None and a.shape == b.shape and len(a.factors) == len(b.factors)
-        if same:
-            same = all(
-                renamed.setdefault(x, y) == y and original.setdefault(y, x) == x and m == n
-                for (x, m), (y, n) in zip(a.factors, b.factors, strict=True)
-            )
-        if not same:
-            raise ValueError(
-                f"These meta-weights have full coefficients, which fit only the weight space they were made for, and "
-                f"this one differs at leaf {show_path(path)}: the weights want {_describe(a)}, the parameters have "
-                f"{_describe(b)}. Use weights with tied coefficients or a Deep Sets head, which fit any space, or "
-                f"meta-train for this one."
-            )
+    paths = tuple(dict.fromkeys([*wanted, *found]))
+    for differs in (_shapes_differ, _Renaming().differs):
+        for path in paths:
+            a, b = wanted.get(path), found.get(path)
+            if a is None or b is None or differs(a, b):
+                raise ValueError(
+                    f"These meta-weights have full coefficients, which fit only the weight space they were made for, "
+                    f"and this one differs at leaf {show_path(path)}: the weights want {_describe(a)}, the parameters "
+                    f"have {_describe(b)}. Use weights with tied coefficients or a Deep Sets head, which fit any "
+                    f"space, or meta-train for this one."
+                )
+
+
+def _shapes_differ(a: LeafSpec, b: LeafSpec) -> bool:
+    return a.shape != b.shape
+
+
+class _Renaming:
+    """A one-to-one renaming of axes, found leaf by leaf."""
+
+    def __init__(self) -> None:
+        self._there: dict[Name | None, Name | None] = {None: None}
+        self._back: dict[Name | None, Name | None] = {None: None}
+
+    def differs(self, a: LeafSpec, b: LeafSpec) -> bool:
+        return a.factored_shape != b.factored_shape or any(
+            self._there.setdefault(x, y) != y or self._back.setdefault(y, x) != x
+            for (x, _), (y, _) in zip(a.factors, b.factors, strict=True)
+        )
 
 
 def _describe(leaf: LeafSpec | None) -> str:

@@ -77,6 +77,8 @@ class PES:
       final_steps: the loss at the end of a truncation is the mean over this many last steps.
       max_loss: where a loss is larger or not finite, it counts as this much; a pair with a loss that is not finite
         restarts.
+      persistent: whether perturbations accumulate over a run. Without, this is plain truncated evolution strategies,
+        which is blind to what theta does to the truncations after its own.
     """
 
     pairs: int = 16
@@ -85,6 +87,7 @@ class PES:
     objective: Objective = "final"
     final_steps: int = 10
     max_loss: float = 10.0
+    persistent: bool = True
 
     def __post_init__(self) -> None:
         if self.pairs < 1:
@@ -111,7 +114,7 @@ class PES:
         """See `Estimator.estimate`."""
         noise_key, run_key = jax.random.split(key)
         eps = _noise(theta, noise_key, self.pairs, self.sigma)
-        xi = jax.tree.map(jnp.add, state.xi, eps)
+        xi = jax.tree.map(jnp.add, state.xi, eps) if self.persistent else eps
         thetas = jax.tree.map(lambda x, e: jnp.concatenate([x + e, x - e]), theta, eps)
         runs, losses = map_particles(lambda particle: unroll(problem, *particle, self.truncation), (thetas, state.runs))
         finite = jnp.isfinite(losses).all(1)

@@ -1,5 +1,7 @@
 """Deep Sets: each leaf is a set of entries."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -57,14 +59,15 @@ class DeepSets(nn.Module):
             kernel, bias = kernel[:inputs], offset if bias is None else offset + bias
 
         def entry(x: Array) -> Array:
-            flat = x.reshape(-1, inputs) if self.channel_axis == -1 else x.reshape(inputs, -1)
+            shape = x.shape[:-1] if self.channel_axis == -1 else x.shape[1:]
+            size = math.prod(shape)
+            flat = x.reshape((size, inputs) if self.channel_axis == -1 else (inputs, size))
             y = _product(kernel, flat, self.channel_axis)
             if pooled is not None:
                 y += _product(pooled, _mean(flat, self.channel_axis), self.channel_axis)
             if bias is not None:
                 y += (bias if self.channel_axis == -1 else bias[:, None]).astype(y.dtype)
-            shape = x.shape[:-1] if self.channel_axis == -1 else x.shape[1:]
-            return y.reshape((*shape, -1) if self.channel_axis == -1 else (-1, *shape))
+            return y.reshape((*shape, self.channels) if self.channel_axis == -1 else (self.channels, *shape))
 
         return jax.tree.map(entry, features)
 

@@ -26,10 +26,11 @@ def find(name: str, *, folder: str, sha256: str, urls: tuple[str, ...], data_dir
       ModuleNotFoundError: a download is needed and pooch is not installed.
       ConnectionError: no download succeeded.
     """
-    root = data_dir or os.environ.get(_VARIABLE)
-    if not root:
+    given = data_dir or os.environ.get(_VARIABLE)
+    if not given:
         return _download(name, folder=folder, sha256=sha256, urls=urls)
-    tried = [Path(root, folder, name), Path(root, name)]
+    root = Path(given).expanduser()
+    tried = [root / folder / name, root / name]
     for path in tried:
         if path.is_file():
             _check(path, sha256)

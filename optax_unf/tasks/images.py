@@ -2,6 +2,8 @@
 
 import dataclasses
 import gzip
+import math
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -58,11 +60,20 @@ def fashion_mnist(size: int = 8, data_dir: str | Path | None = None) -> tuple[Im
 
 
 def digits() -> tuple[Images, Images]:
-    """The 8x8 handwritten digits that scikit-learn ships: 1,500 train, 297 test. Needs no download."""
-    from sklearn.datasets import load_digits
+    """The 8x8 handwritten digits that scikit-learn ships: 1,500 train, 297 test. Needs no download.
 
-    data = load_digits()
-    images, labels = np.asarray(data.images, np.float32), np.asarray(data.target)
+    Raises:
+      ModuleNotFoundError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "The digits come with scikit-learn, which is not installed: pip install 'optax-unf[tasks]'."
+        ) from error
+
+    pixels, labels = map(np.asarray, load_digits(return_X_y=True))
+    images = pixels.astype(np.float32).reshape(-1, 8, 8)
     order = np.random.default_rng(0).permutation(len(images))
     train, test = order[:1500], order[1500:]
     return _standardize(images[train], labels[train], images[test], labels[test])
@@ -74,14 +85,22 @@ def read_idx(path: Path) -> np.ndarray:
     Raises:
       ValueError: the file is not one, or its size does not match its header.
     """
-    raw = gzip.decompress(path.read_bytes())
+    try:
+        raw = gzip.decompress(path.read_bytes())
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(
+            f"{path} must be a gzipped idx file, but is damaged or something else: {error}. Fetch it again."
+        ) from error
     if len(raw) < 4 or raw[:3] != b"\x00\x00\x08":
         raise ValueError(f"{path} must be an idx file of unsigned bytes, but starts with {raw[:4]!r}.")
-    rank = raw[3]
-    shape = tuple(np.frombuffer(raw, ">i4", rank, 4).tolist())
-    if len(raw) != 4 + 4 * rank + int(np.prod(shape)):
-        raise ValueError(f"{path} must hold an array of shape {shape}, as its header says, but has {len(raw)} bytes.")
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape)
+    start = 4 + 4 * raw[3]
+    shape = tuple(int.from_bytes(raw[k : k + 4], "big") for k in range(4, start, 4))
+    if len(raw) != start + math.prod(shape):
+        raise ValueError(
+            f"{path} must hold an array of shape {shape}, as its header says, but has {len(raw)} bytes, not "
+            f"{start + math.prod(shape)}. Fetch it again."
+        )
+    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
 
 
 def downscale(images: np.ndarray, size: int) -> Float[np.ndarray, "n size size"]:
@@ -94,9 +113,12 @@ def downscale(images: np.ndarray, size: int) -> Float[np.ndarray, "n size size"]
     return np.einsum("ah,nhw,bw->nab", weights, images.astype(np.float32), weights, optimize=True)
 
 
-def _standardize(train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray):
+def _standardize(
+    train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray
+) -> tuple[Images, Images]:
     mean, std = train.mean(), train.std()
-    return tuple(
-        Images(((x - mean) / std).astype(np.float32), y.astype(np.int32))
-        for x, y in ((train, train_labels), (test, test_labels))
-    )
+
+    def standardized(x: np.ndarray, labels: np.ndarray) -> Images:
+        return Images(((x - mean) / std).astype(np.float32), labels.astype(np.int32))
+
+    return standardized(train, train_labels), standardized(test, test_labels)

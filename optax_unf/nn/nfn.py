@@ -1,0 +1,184 @@
+"""The equivariant linear layer of permutation-equivariant neural functionals, for feed-forward networks."""
+
+import functools
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from optax_unf.contract import Tensor, channels_to_positions, positions_to_channels, tensors
+from optax_unf.nn.layout import ChannelAxis, Features, channels_first, to_tree
+from optax_unf.nn.unf import _normal, _product, _std
+from optax_unf.spec import PermutationSpec, show_path
+
+
+class NFN(nn.Module):
+    r"""The equivariant linear layer of Zhou et al. 2023a (arXiv:2302.14040, Section 2), for MLPs and CNNs.
+
+    This is the paper's NP setting: input and output neurons permute, too. With kernels W^(i) between the neurons k
+    of layer i - 1 and j of layer i, biases v^(i), and a star for a mean, each term has its own matrix on the channels:
+
+        W^(i)_jk -> sum_s W^(s)_** + sum_s v^(s)_* + W^(i)_j* + W^(i)_*k + W^(i-1)_k* + W^(i+1)_*j
+                    + v^(i)_j + v^(i-1)_k + W^(i)_jk
+        v^(i)_j  -> sum_s W^(s)_** + sum_s v^(s)_* + W^(i)_j* + W^(i+1)_*j + v^(i)_j
+
+    where the paper has sums, so that features keep their scale when widths change. The equations are the same when
+    the network is read from its outputs to its inputs: kernels may have their axes in either order. Fixed axes, such
+    as the height and width of a convolution kernel, are channels. It spans what `UNF` spans on these networks.
+
+    Attributes:
+      spec: the permutation spec of the weight space: kernels that form one chain, and at most one bias a layer.
+      channels: number of output channels.
+      use_bias: add the constant equivariant maps.
+      channel_axis: -1 for leaves `[*shape, channels]`, 0 for `[channels, *shape]`, which is faster on CPUs.
+
+    Raises:
+      ValueError: the spec is not that of a feed-forward network (at construction), or the input has other leaves or
+        shapes than the spec.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from optax_unf import make_spec
+      >>> params = {"w1": jnp.ones((5, 3)), "b1": jnp.ones(3), "w2": jnp.ones((3, 2))}
+      >>> spec = make_spec({"w1": ("in", "hidden"), "b1": ("hidden",), "w2": ("hidden", "out")}, params)
+      >>> x = jax.tree.map(lambda leaf: leaf[..., None], params)
+      >>> y, _ = NFN(spec, channels=4).init_with_output(jax.random.key(0), x)
+      >>> y["w1"].shape
+      (5, 3, 4)
+    """
+
+    spec: PermutationSpec
+    channels: int
+    use_bias: bool = True
+    channel_axis: ChannelAxis = -1
+
+    def __post_init__(self) -> None:
+        _layers(self.spec)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, features: Features) -> Features:
+        """Applies the layer.
+
+        Args:
+          features: a pytree of features.
+
+        Returns:
+          A tree of the same structure with `channels` channels; each leaf keeps its dtype.
+        """
+        xs = channels_first(features, self.spec, self.channel_axis)
+        if not xs:
+            return features
+        leaves = tensors(self.spec)
+        dtype = jnp.result_type(*xs)
+        inputs = [positions_to_channels(x.astype(dtype), leaf) for x, leaf in zip(xs, leaves, strict=True)]
+        ys = [
+            channels_to_positions(functools.reduce(operator.add, terms), leaf, leaf_spec.shape).astype(x.dtype)
+            for terms, leaf, leaf_spec, x in zip(self._terms(leaves, inputs), leaves, self.spec.leaves, xs, strict=True)
+        ]
+        return to_tree(ys, features, self.spec, self.channel_axis)
+
+    def _terms(self, leaves: tuple[Tensor, ...], xs: list[Array]) -> list[list[Array]]:
+        """The broadcastable terms of every output leaf.
+
+        Terms that read the same means share one matrix product: one for the means of whole leaves, one per layer of
+        neurons, one per kernel. Their number is linear in the number of leaves although every leaf reads every other.
+        """
+        layers = _layers(self.spec)
+        heights = [x.shape[0] for x in xs]
+        widths = [self.channels * leaf.positions for leaf in leaves]
+        # Channels that each leaf reads besides its own entries: the means of all leaves, and those along its axes.
+        others = [sum(heights)] * len(leaves)
+        for layer in layers:
+            for leaf, _ in layer:
+                others[leaf] += sum(heights[source] for source, _ in layer if not _is_entry(source, leaf, leaves))
+
+        def matrix(name: str, sources: Sequence[int], targets: Sequence[int], is_own: Callable[[int, int], bool]):
+            std = [[_std(own=is_own(s, t), fan_in=heights[s], others=others[t]) for t in targets] for s in sources]
+            scale = np.repeat(std, [heights[s] for s in sources], axis=0)
+            return self.param(name, _normal(np.repeat(scale, [widths[t] for t in targets], axis=1)))
+
+        def split(y: Array, targets: Sequence[int]) -> list[Array]:
+            return jnp.split(y, np.cumsum([widths[t] for t in targets])[:-1])
+
+        along = {(leaf, axis): _mean_but(xs[leaf], axis + 1) for layer in layers for leaf, axis in layer}
+        everything = range(len(leaves))
+        whole = jnp.concatenate([_mean_but(along[leaf, 0], None) for leaf in everything])
+        y = _product(matrix("network", everything, everything, lambda s, t: False), whole)
+        if self.use_bias:
+            y += self.param("bias", nn.initializers.zeros, (sum(widths),)).astype(y.dtype)
+        terms = [
+            [part.reshape(-1, *(1 for _ in leaf.sizes))]
+            for part, leaf in zip(split(y, everything), leaves, strict=True)
+        ]
+
+        for n, layer in enumerate(layers):
+            members = [leaf for leaf, _ in layer]
+            kernel = matrix(f"neurons_{n}", members, members, functools.partial(_is_entry, leaves=leaves))
+            y = _product(kernel, jnp.concatenate([along[end] for end in layer]))
+            for (leaf, axis), part in zip(layer, split(y, members), strict=True):
+                shape = [size if a == axis else 1 for a, size in enumerate(leaves[leaf].sizes)]
+                terms[leaf].append(part.reshape(widths[leaf], *shape))
+
+        for k, leaf in enumerate(leaves):
+            if len(leaf.names) == 2:
+                terms[k].append(_product(matrix(f"kernel_{k}", [k], [k], lambda s, t: True), xs[k]))
+        return terms
+
+
+@functools.lru_cache(maxsize=64)
+def _layers(spec: PermutationSpec) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """For each layer of neurons, the `(leaf, axis)` pairs that have its name.
+
+    Raises:
+      ValueError: the leaves are not a chain of kernels with at most one bias a layer.
+    """
+    leaves = tensors(spec)
+    names = tuple(spec.sizes)
+
+    def refuse(leaf: int, required: str, found: str) -> NoReturn:
+        raise ValueError(
+            f"NFN needs the weight space of a feed-forward network: {required}. But leaf "
+            f"{show_path(spec.leaves[leaf].path)} with axes {spec.leaves[leaf].axes} {found}. Use optax_unf.nn.UNF, "
+            f"which takes any spec."
+        )
+
+    layers: list[list[tuple[int, int]]] = [[] for _ in names]
+    # Layers that kernels link have the same number.
+    chain = list(range(len(names)))
+    for k, leaf in enumerate(leaves):
+        if len(leaf.names) not in (1, 2) or len(set(leaf.names)) < len(leaf.names):
+            shown = ", ".join(repr(names[n]) for n in leaf.names) or "none"
+            refuse(k, "every leaf must have one permuted axis or two with different names", f"has {shown}")
+        for axis, n in enumerate(leaf.names):
+            alike = [source for source, _ in layers[n] if len(leaves[source].names) == len(leaf.names)]
+            if len(alike) == len(leaf.names):
+                paths = " and ".join(show_path(leaves[source].path) for source in alike)
+                refuse(k, "each name must be in at most two kernels and one bias", f"has {names[n]!r}, like {paths}")
+            layers[n].append((k, axis))
+        if len(leaf.names) == 2:
+            here, there = (chain[n] for n in leaf.names)
+            if here == there:
+                refuse(k, "kernels must be in a chain, each sharing one name with the next", "closes a cycle")
+            chain = [here if number == there else number for number in chain]
+    for k, leaf in enumerate(leaves):
+        if chain[leaf.names[0]] != chain[leaves[0].names[0]]:
+            refuse(k, "all leaves must be in one chain", f"is not linked to leaf {show_path(leaves[0].path)}")
+    return tuple(map(tuple, layers))
+
+
+def _is_entry(source: int, target: int, leaves: Sequence[Tensor]) -> bool:
+    """Whether what `target` reads of `source` along an axis is its own entry: a bias has no other axis."""
+    return source == target and len(leaves[target].names) == 1
+
+
+def _mean_but(x: Float[Array, "channels *axes"], axis: int | None) -> Array:
+    """The mean over all axes but the channels and `axis`."""
+    gone = [a for a in range(1, x.ndim) if a != axis]
+    # A mean over nothing is 0, so that an empty leaf adds nothing to the others.
+    return jnp.sum(x, gone) / max(math.prod(x.shape[a] for a in gone), 1)

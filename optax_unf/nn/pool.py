@@ -1,0 +1,58 @@
+"""From a weight space to a vector that no permutation changes."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from optax_unf.contract import contract, contractions, positions_to_channels, tensors
+from optax_unf.nn.layout import ChannelAxis, Features, channels_first
+from optax_unf.spec import PermutationSpec
+
+
+class InvariantPool(nn.Module):
+    """All invariant linear functions of every leaf, as one vector for an ordinary network.
+
+    They are the equivariant maps to a scalar (Zhou, Finn & Harrison 2024, arXiv:2402.05232, Algorithm 1): the mean
+    over the diagonal of each valid partition of a leaf's axes, the mean over all entries first. Positions along fixed
+    axes are channels: each has its own.
+
+    Attributes:
+      spec: the permutation spec of the weight space.
+      channel_axis: -1 for leaves `[*shape, channels]`, 0 for `[channels, *shape]`, which is faster on CPUs.
+
+    Raises:
+      ValueError: the input has other leaves or shapes than the spec.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from optax_unf import make_spec
+      >>> params = {"recurrent": jnp.eye(3), "bias": jnp.ones(3)}
+      >>> spec = make_spec({"recurrent": ("hidden", "hidden"), "bias": ("hidden",)}, params)
+      >>> x = jax.tree.map(lambda leaf: leaf[..., None], params)
+      >>> InvariantPool(spec).apply({}, x)  # the bias, the whole matrix, its diagonal
+      Array([1.        , 0.33333334, 1.        ], dtype=float32)
+    """
+
+    spec: PermutationSpec
+    channel_axis: ChannelAxis = -1
+
+    def __call__(self, features: Features) -> Float[Array, " invariants"]:
+        """Applies the pool.
+
+        Args:
+          features: a pytree of features.
+
+        Returns:
+          For each leaf in the order of the spec and each valid partition of its axes, the channels of each position;
+          in the widest dtype of the leaves.
+        """
+        xs = channels_first(features, self.spec, self.channel_axis)
+        if not xs:
+            return jnp.zeros(0)
+        dtype = jnp.result_type(*xs)
+        means = []
+        for leaf, x in zip(tensors(self.spec), xs, strict=True):
+            contracted = contract(positions_to_channels(x.astype(dtype), leaf), leaf.names)
+            signatures = (signature for _, signature in contractions(leaf.names))
+            means += [y for y, signature in zip(contracted, signatures, strict=True) if not signature]
+        return jnp.concatenate(means)

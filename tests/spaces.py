@@ -1,0 +1,98 @@
+"""Weight spaces, features and matrices of layers that the tests share."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import strategies as st
+
+from optax_unf import make_spec
+from optax_unf.basis import apply_term, basis
+
+SIZES = {"a": 2, "b": 3, "c": 4, "d": 1, "e": 0}
+
+
+def leaf_axes(max_rank=4, names="abcd"):
+    return st.lists(st.sampled_from(names), max_size=max_rank).map(tuple)
+
+
+def random_spaces(max_leaves=4, max_rank=4, names="abcd"):
+    return st.lists(leaf_axes(max_rank, names), min_size=1, max_size=max_leaves)
+
+
+def make_space(axes):
+    tree = {f"leaf_{i}": a for i, a in enumerate(axes)}
+    params = {path: jnp.zeros(tuple(SIZES[n] for n in a)) for path, a in tree.items()}
+    return make_spec(tree, params)
+
+
+def random_features(spec, key, channels, dtype=jnp.float32):
+    keys = jax.random.split(key, len(spec.leaves))
+    return {
+        leaf.path: jax.random.normal(k, (*leaf.shape, channels), dtype)
+        for k, leaf in zip(keys, spec.leaves, strict=True)
+    }
+
+
+def randomize(variables, key):
+    leaves, treedef = jax.tree.flatten(variables)
+    keys = jax.random.split(key, len(leaves))
+    return treedef.unflatten([jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
+
+
+def assert_close(left, right, tolerance=2e-5):
+    """Trees are equal up to rounding, relative to the largest entry of each leaf."""
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * (1 + float(jnp.abs(a).max(initial=0))))
+
+
+def bell(n):
+    row = [1]
+    for _ in range(n):
+        row = list(itertools.accumulate(row, initial=row[-1]))
+    return row[0]
+
+
+def stacked_layer_maps(layer, spec):
+    """Row k: the matrix of the linear layer (one channel to one) when only its k-th coefficient is 1, in float64."""
+    total = sum(math.prod(leaf.shape) for leaf in spec.leaves)
+    splits = np.cumsum([math.prod(leaf.shape) for leaf in spec.leaves])[:-1]
+
+    def flat(variables, x):
+        parts = jnp.split(x, splits)
+        tree = {leaf.path: p.reshape(*leaf.shape, 1) for leaf, p in zip(spec.leaves, parts, strict=True)}
+        return jnp.concatenate([layer.apply(variables, tree)[leaf.path].ravel() for leaf in spec.leaves])
+
+    zeros = {leaf.path: jnp.zeros((*leaf.shape, 1)) for leaf in spec.leaves}
+    variables = jax.tree.map(lambda x: x.astype(jnp.float64), jax.jit(layer.init)(jax.random.key(0), zeros))
+    maps = jax.jit(jax.jacfwd(lambda v: jax.vmap(lambda x: flat(v, x), out_axes=1)(jnp.eye(total))))(variables)
+    return np.concatenate(
+        [np.reshape(np.moveaxis(m.reshape(total**2, -1), 0, 1), (-1, total**2)) for m in jax.tree.leaves(maps)]
+    )
+
+
+def stacked_basis_maps(spec):
+    """Row k: the matrix of the k-th basis term of Algorithm 1, in float64."""
+    ends = np.cumsum([math.prod(leaf.shape) for leaf in spec.leaves])
+    total = int(ends[-1])
+    rows = []
+    for term in basis(spec):
+        source, target = spec.leaves[term.source], spec.leaves[term.target]
+        n = math.prod(source.shape)
+        out = apply_term(term, spec, jnp.eye(n).reshape(*source.shape, n))
+        matrix = np.zeros((total, total))
+        i, j = ends[term.target], ends[term.source]
+        matrix[i - math.prod(target.shape) : i, j - n : j] = out.reshape(-1, n)
+        rows.append(matrix.ravel())
+    return np.array(rows)
+
+
+def rank(rows):
+    if min(rows.shape) == 0:
+        return 0
+    # The Gram matrix of the shorter side has the same rank and is small.
+    gram = rows @ rows.T if rows.shape[0] <= rows.shape[1] else rows.T @ rows
+    eigenvalues = np.linalg.eigvalsh(gram)
+    return int((eigenvalues > 1e-10 * max(eigenvalues[-1], 1)).sum())

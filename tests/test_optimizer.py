@@ -1,0 +1,330 @@
+"""Eq. 31: the optax transformation against the equation, and what it does with odd input."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.core import FrozenDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from optax_unf import OptimizerConfig, init_weights, make_spec, scale_by_unf, unf
+from optax_unf.features import DECAYS, TIME_SCALES
+
+AXES = {"first": {"kernel": ("in", "hidden"), "bias": ("hidden",)}, "second": {"kernel": ("hidden", "out")}}
+HEADS = ["unf", "deepsets", "nfn", "none"]
+
+
+def make_params(key=0, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(key), 3)
+    return {
+        "first": {
+            "kernel": jax.random.normal(keys[0], (3, 4), dtype),
+            "bias": jax.random.normal(keys[1], (4,), dtype),
+        },
+        "second": {"kernel": jax.random.normal(keys[2], (4, 2), dtype)},
+    }
+
+
+def make_weights(head="unf", coefficients="full", beta=0.5, **kwargs):
+    config = OptimizerConfig(head=head, coefficients=coefficients, hidden_channels=8, beta=beta, **kwargs)
+    return init_weights(config, make_spec(AXES, make_params()), jax.random.key(7))
+
+
+def by_hand(weights, grads_of_steps, params):
+    """Eq. 31 with Deep Sets, written entry by entry in float64: the directions of all steps."""
+    theta = jax.tree.map(lambda x: np.asarray(x, np.float64), weights.theta)
+    gamma_0 = 1 / (1 + np.exp(-theta["logit_gamma_0"]))
+    decays = [gamma_0, *DECAYS]
+    params, grads_of_steps = jax.tree.map(lambda x: np.asarray(x, np.float64), (params, grads_of_steps))
+    momenta = [jax.tree.map(np.zeros_like, params) for _ in decays]
+    directions = []
+    for t, grads in enumerate(grads_of_steps):
+        momenta = [
+            jax.tree.map(lambda m, g, d=d: d * m + (1 - d) * g, m, grads) for d, m in zip(decays, momenta, strict=True)
+        ]
+        time = np.tanh(t / np.array(TIME_SCALES) - 1)
+
+        def leaf(w, g, m0, *ms, time=time):
+            channels = []
+            for x in (w, g, *ms):
+                scaled = x / np.sqrt(np.mean(x**2) + 1e-16)
+                channels.append(np.clip(scaled, -10, 10))
+            x = np.stack([*channels, *(np.full(w.shape, e) for e in time)], axis=-1)
+            layers = theta["network"]
+            for n in range(3):
+                x = np.maximum(x @ layers[f"trunk_{n}"]["kernel"] + layers[f"trunk_{n}"]["bias"], 0)
+            out = x @ layers["head"]["kernel"] + layers["head"]["bias"]
+            return m0 + theta["beta"] * out[..., 0]
+
+        directions.append(jax.tree.map(leaf, params, grads, *momenta))
+    return directions
+
+
+def test_update_is_equation_31():
+    weights = make_weights("deepsets")
+    params = make_params()
+    grads = [make_params(key) for key in (1, 2, 3)]
+    tx = scale_by_unf(weights)
+    state = tx.init(params)
+    for g, expected in zip(grads, by_hand(weights, grads, params), strict=True):
+        direction, state = jax.jit(tx.update)(g, state, params)
+        chex.assert_trees_all_close(direction, jax.tree.map(np.float32, expected), rtol=2e-4, atol=2e-4)
+    assert state.count == 3
+
+
+@pytest.mark.parametrize("learning_rate", [None, 0.3, optax.linear_schedule(0.3, 0.1, 2)])
+def test_learning_rate_scales_the_direction(learning_rate):
+    weights, params, grads = make_weights(), make_params(), make_params(1)
+    plain, full = scale_by_unf(weights, spec=AXES), unf(weights, spec=AXES, learning_rate=learning_rate)
+    plain_state, full_state = plain.init(params), full.init(params)
+    for step in range(3):
+        direction, plain_state = plain.update(grads, plain_state, params)
+        update, full_state = full.update(grads, full_state, params)
+        rate = learning_rate(step) if callable(learning_rate) else (learning_rate or weights.alpha)
+        chex.assert_trees_all_close(update, jax.tree.map(lambda d, r=rate: -r * d, direction), rtol=1e-6)
+
+
+def test_sgdm_is_optax_sgd_with_momentum():
+    weights, params = make_weights("none"), make_params()
+    alpha, gamma = float(weights.alpha), float(weights.gamma_0)
+    ours, theirs = unf(weights), optax.sgd(alpha * (1 - gamma), momentum=gamma)
+    ours_state, theirs_state = ours.init(params), theirs.init(params)
+    for key in range(5):
+        a, ours_state = ours.update(make_params(key), ours_state, params)
+        b, theirs_state = theirs.update(make_params(key), theirs_state, params)
+        chex.assert_trees_all_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("coefficients", ["full", "tied"])
+def test_update_commutes_with_the_group(head, coefficients):
+    weights, spec = make_weights(head, coefficients), make_spec(AXES, make_params())
+    tx = unf(weights, spec=spec)
+    permutation = spec.random_permutation(jax.random.key(5))
+
+    def train(permute):
+        params = permute(make_params())
+        state = tx.init(params)
+        for key in (1, 2):
+            updates, state = tx.update(permute(make_params(key)), state, params)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    once = spec.permute(permutation, train(lambda tree: tree))
+    twice = train(lambda tree: spec.permute(permutation, tree))
+    chex.assert_trees_all_close(once, twice, rtol=1e-5, atol=1e-5)
+
+
+def test_vmap_over_meta_weights():
+    params, grads = make_params(), make_params(1)
+    many = [jax.tree.map(lambda x, c=c: c * x, make_weights()) for c in (0.5, 1.0, 1.5)]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *many)
+
+    def update(weights):
+        tx = unf(weights, spec=AXES)
+        return tx.update(grads, tx.init(params), params)[0]
+
+    together = jax.vmap(update)(stacked)
+    for n, weights in enumerate(many):
+        chex.assert_trees_all_close(jax.tree.map(lambda x, n=n: x[n], together), update(weights), rtol=1e-5, atol=1e-6)
+
+
+def test_gradient_through_an_update():
+    params, grads = make_params(), make_params(1)
+
+    def norm(weights):
+        tx = unf(weights, spec=AXES)
+        return optax.tree.norm(tx.update(grads, tx.init(params), params)[0])
+
+    slope = jax.grad(norm)(make_weights())
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(slope))
+    assert slope.theta["beta"] != 0
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_updates_have_the_parameters_dtype(dtype):
+    params = make_params(dtype=dtype)
+    tx = unf(make_weights(), spec=AXES)
+    updates, state = tx.update(make_params(1, dtype), tx.init(params), params)
+    assert all(u.dtype == dtype for u in jax.tree.leaves(updates))
+    assert all(m.dtype == jnp.float32 for m in jax.tree.leaves(state[0].momenta))
+
+
+def test_float64():
+    with jax.enable_x64(True):
+        params = make_params(dtype=jnp.float64)
+        tx = unf(make_weights(), spec=AXES)
+        updates, _ = tx.update(make_params(1, jnp.float64), tx.init(params), params)
+        assert all(u.dtype == jnp.float64 for u in jax.tree.leaves(updates))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from([0.0, 1e-38, 1e-30, 1e-8, 1.0, 1e15, 1e30]), st.sampled_from([0.0, 1e-30, 1.0, 1e30]))
+def test_finite_input_gives_finite_updates(gradient_scale, weight_scale):
+    params = jax.tree.map(lambda x: x * weight_scale, make_params())
+    grads = jax.tree.map(lambda x: x * gradient_scale, make_params(1))
+    tx = unf(make_weights(), spec=AXES)
+    update = jax.jit(tx.update)
+    state = tx.init(params)
+    for _ in range(2):
+        updates, state = update(grads, state, params)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((updates, state)))
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
+def test_a_gradient_that_is_not_finite_is_seen_and_can_be_dropped(bad):
+    params = make_params()
+    tx = unf(make_weights(), spec=AXES)
+    grads = make_params(1)
+    broken = jax.tree.map(jnp.copy, grads)
+    broken["first"]["kernel"] = broken["first"]["kernel"].at[1, 2].set(bad)
+    updates, _ = tx.update(broken, tx.init(params), params)
+    assert not np.isfinite(updates["first"]["kernel"][1, 2])
+
+    safe = optax.apply_if_finite(tx, max_consecutive_errors=3)
+    state = safe.init(params)
+    for g in (grads, broken):
+        updates, state = safe.update(g, state, params)
+    chex.assert_trees_all_equal(updates, jax.tree.map(jnp.zeros_like, params))
+    once = tx.update(grads, tx.init(params), params)[1]
+    chex.assert_trees_all_close(state.inner_state, once, rtol=1e-6)
+
+
+def test_no_retracing():
+    params = make_params()
+    tx = unf(make_weights(), spec=AXES)
+
+    @jax.jit
+    @chex.assert_max_traces(1)
+    def step(grads, state, params):
+        return tx.update(grads, state, params, value=1.0, unknown="ignored")
+
+    state = tx.init(params)
+    for key in range(3):
+        updates, state = step(make_params(key), state, params)
+        params = optax.apply_updates(params, updates)
+    chex.clear_trace_counter()
+
+
+@pytest.mark.parametrize("params", [{}, [], None, {"nothing": {}}])
+def test_empty_trees_are_no_ops(params):
+    weights = init_weights(OptimizerConfig(head="deepsets"), make_spec(AXES, make_params()), jax.random.key(0))
+    tx = unf(weights)
+    state = tx.init(params)
+    if params is None:
+        params = {}
+        state = tx.init(params)
+    updates, state = tx.update(params, state, params)
+    assert jax.tree.leaves(updates) == []
+    assert state[0].count == 1
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (0,), (3, 0, 2), (2, 1, 2, 1, 2, 1)])
+@pytest.mark.parametrize("coefficients", ["full", "tied"])
+def test_any_shape_as_a_bare_array(shape, coefficients):
+    params = jnp.ones(shape)
+    weights = init_weights(OptimizerConfig(coefficients=coefficients), make_spec(None, params), jax.random.key(0))
+    tx = unf(weights)
+    updates, state = tx.update(params, tx.init(params), params)
+    assert updates.shape == shape
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((updates, state)))
+
+
+def test_tied_and_deep_sets_weights_fit_any_space():
+    params = {"conv": jnp.ones((3, 3, 2, 4)), "scale": jnp.ones(4), "temperature": jnp.ones(())}
+    axes = {"conv": (None, None, "in", "out"), "scale": ("out",), "temperature": ()}
+    for weights in (make_weights("deepsets"), make_weights("unf", "tied")):
+        for spec in (axes, None):
+            tx = unf(weights, spec=spec)
+            updates, _ = tx.update(params, tx.init(params), params)
+            chex.assert_trees_all_equal_shapes(updates, params)
+
+
+def test_frozen_parameters_with_a_plain_spec():
+    params, grads = FrozenDict(make_params()), FrozenDict(make_params(1))
+    tx = unf(make_weights(), spec=AXES)
+    frozen, _ = tx.update(grads, tx.init(params), params)
+    plain, _ = tx.update(make_params(1), tx.init(make_params()), make_params())
+    assert isinstance(frozen, FrozenDict)
+    chex.assert_trees_all_equal(frozen.unfreeze(), plain)
+
+
+def test_names_may_differ_from_those_of_the_weights():
+    renamed = {"first": {"kernel": (0, 1), "bias": (1,)}, "second": {"kernel": (1, 2)}}
+    params, grads = make_params(), make_params(1)
+    a, b = (unf(make_weights(), spec=spec) for spec in (AXES, renamed))
+    chex.assert_trees_all_close(
+        a.update(grads, a.init(params), params)[0], b.update(grads, b.init(params), params)[0], rtol=1e-5, atol=1e-6
+    )
+
+
+def update_with(params, grads=None, spec=None, weights=None):
+    tx = unf(weights or make_weights(), spec=spec)
+    state = tx.init(params)
+    return tx.update(params if grads is None else grads, state, params)
+
+
+def without(tree, name):
+    return {key: value for key, value in tree.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: unf(make_weights()).update(make_params(), unf(make_weights()).init(make_params())),
+            ValueError,
+            r"update\(gradients, state, params\)",
+        ),
+        (lambda: update_with(make_params(), without(make_params(), "second")), ValueError, "lacks 'second/kernel'"),
+        (
+            lambda: update_with(make_params(), {**make_params(), "third": jnp.ones(2)}),
+            ValueError,
+            "no entry for the leaf 'third'",
+        ),
+        (
+            lambda: update_with(make_params(), {**make_params(), "second": {"kernel": jnp.ones((2, 4))}}),
+            ValueError,
+            r"'second/kernel' of the gradients must have shape \(4, 2\).*has \(2, 4\)",
+        ),
+        (lambda: update_with({"w": jnp.ones(3, jnp.int32)}), TypeError, "parameter 'w' is int32"),
+        (lambda: update_with({"w": jnp.ones(3, jnp.complex64)}), TypeError, "parameter 'w' is complex64"),
+        (lambda: update_with(make_params(), jax.tree.map(jnp.int32, make_params())), TypeError, "gradient 'first/bias'"),
+        (
+            lambda: update_with({**make_params(), "second": {"kernel": jnp.ones((4, 3))}}),
+            ValueError,
+            r"differs at leaf 'second/kernel': the weights want shape \(4, 2\).*have shape \(4, 3\)",
+        ),
+        (lambda: update_with({"w": jnp.ones((2, 2))}), ValueError, "differs at leaf 'first/bias'.*no such leaf"),
+        (
+            lambda: update_with(
+                make_params(),
+                spec={"first": {"kernel": ("a", "b"), "bias": ("b",)}, "second": {"kernel": ("c", "d")}},
+            ),
+            ValueError,
+            "differs at leaf 'second/kernel'",
+        ),
+        (lambda: update_with(make_params(), spec={"first": AXES["first"]}), ValueError, "must have an entry for .*'second'"),
+    ],
+)
+def test_bad_input_gets_a_clear_error(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"head": "transformer"}, "head must be"),
+        ({"coefficients": "some"}, "coefficients must be"),
+        ({"hidden_channels": 0}, "must be positive"),
+        ({"alpha": 0.0}, "alpha must be positive"),
+        ({"gamma_0": 1.0}, r"gamma_0 in \(0, 1\)"),
+    ],
+)
+def test_architectures_that_cannot_work_are_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        OptimizerConfig(**kwargs)
