@@ -20,7 +20,7 @@ from tqdm import tqdm
 import optax_unf
 
 mpl.use("agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 STEPS = 2000
 RATES = np.logspace(-3.5, -0.5, 10)

@@ -124,6 +124,6 @@ def _names(leaf: LeafSpec) -> list[Name]:
     names = [name for name, _ in leaf.factors if name is not None]
     if len(names) != len(leaf.factors):
         raise ValueError(
-            f"Algorithm 1 needs a name for every axis, but leaf {leaf.path!r} has axes {leaf.axes}. Name the fixed ones."
+            f"Algorithm 1 needs a name for every axis, but leaf {leaf.path!r} has axes {leaf.axes}. Name them."
         )
     return names

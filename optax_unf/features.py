@@ -47,5 +47,6 @@ def unpack(
     """The inverse of `pack`."""
     ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
     return [
-        packed[:, end - math.prod(shape) : end].reshape(packed.shape[0], *shape) for end, shape in zip(ends, shapes, strict=True)
+        packed[:, end - math.prod(shape) : end].reshape(packed.shape[0], *shape)
+        for end, shape in zip(ends, shapes, strict=True)
     ]

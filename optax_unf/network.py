@@ -9,7 +9,7 @@ import jax
 from jaxtyping import Array, Float
 
 from optax_unf.features import pack, unpack
-from optax_unf.nn import UNF, DeepSets
+from optax_unf.nn import NFN, UNF, DeepSets
 from optax_unf.nn.unf import Coefficients
 from optax_unf.spec import PermutationSpec
 
@@ -74,6 +74,12 @@ class UpdateNetwork(nn.Module):
     def __call__(
         self, features: Sequence[Float[Array, "channels *shape"]], step: Float[Array, " time_channels"]
     ) -> list[Float[Array, "*shape"]]:
+        """The value of f on every leaf.
+
+        Args:
+          features: normalized channels of each leaf, in the order of the spec.
+          step: the encoding of the iteration number.
+        """
         config = self.config
         shapes = [leaf.shape for leaf in self.spec.leaves]
         # A pointwise trunk does not see leaves: all of them are one matrix.
@@ -86,6 +92,8 @@ class UpdateNetwork(nn.Module):
         tree = dict(zip(self.spec.paths, xs, strict=True))
         if config.head == "unf":
             head = UNF(self.spec, 1, config.coefficients, channel_axis=0, name="head")
+        elif config.head == "nfn":
+            head = NFN(self.spec, 1, channel_axis=0, name="head")
         else:
             head = DeepSets(1, config.pool, channel_axis=0, name="head")
         out = head(tree)

@@ -178,7 +178,7 @@ def _direction(
         inputs = unpack(jnp.concatenate([weight, gradient, new[1:]]), shapes)
         features = [normalize(x.reshape(x.shape[0], -1)).reshape(x.shape) for x in inputs]
         network = UpdateNetwork(weights.config, space)
-        learned = network.apply({"params": weights.theta["network"]}, features, encode_step(count))
+        learned: Any = network.apply({"params": weights.theta["network"]}, features, encode_step(count))
         direction += weights.theta["beta"] * _row(learned, dtype)
     rows = [direction, *jnp.split(new, len(new))]
     split = [[x[0] for x in unpack(row, shapes)] for row in rows]

@@ -158,7 +158,9 @@ def load_weights(name_or_path: str | Path) -> MetaWeights:
         node[last] = jnp.asarray(array)
     weights = MetaWeights(theta, config, spec)
     if spec is not None:
-        _check_arrays(path, weights, init=jax.eval_shape(lambda key: init_weights(config, spec, key), jax.random.key(0)))
+        _check_arrays(
+            path, weights, init=jax.eval_shape(lambda key: init_weights(config, spec, key), jax.random.key(0))
+        )
     return weights
 
 
@@ -171,6 +173,7 @@ def save_weights(path: str | Path, weights: MetaWeights, *, card: Mapping[str, A
       card: what they are and how they were made; written beside the file as `<name>.json`.
     """
     path = Path(path)
+    card_text = None if card is None else json.dumps(card, indent=1) + "\n"
     metadata = {
         "format": _FORMAT,
         "config": json.dumps(dataclasses.asdict(weights.config)),
@@ -183,9 +186,9 @@ def save_weights(path: str | Path, weights: MetaWeights, *, card: Mapping[str, A
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     safetensors.numpy.save_file(arrays, temporary, metadata)
     temporary.replace(path)
-    if card is not None:
+    if card_text is not None:
         temporary = path.with_name(f".{path.stem}.json.{os.getpid()}")
-        temporary.write_text(json.dumps(card, indent=1) + "\n")
+        temporary.write_text(card_text)
         temporary.replace(path.with_suffix(".json"))
 
 
@@ -208,7 +211,7 @@ def _resolve(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"Meta-weights must be a file or one of {', '.join(list_pretrained())}, but {str(name_or_path)!r} is neither."
+            f"Meta-weights must be a file or one of {', '.join(list_pretrained())}, but {str(name_or_path)!r} is not."
         )
     return path
 

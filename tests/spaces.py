@@ -29,17 +29,24 @@ def make_space(axes):
 
 
 def random_features(spec, key, channels, dtype=jnp.float32):
-    keys = jax.random.split(key, len(spec.leaves))
-    return {
-        leaf.path: jax.random.normal(k, (*leaf.shape, channels), dtype)
-        for k, leaf in zip(keys, spec.leaves, strict=True)
-    }
+    rng = _generator(key)
+    return {leaf.path: jnp.asarray(rng.normal(size=(*leaf.shape, channels)), dtype) for leaf in spec.leaves}
 
 
 def randomize(variables, key):
-    leaves, treedef = jax.tree.flatten(variables)
-    keys = jax.random.split(key, len(leaves))
-    return treedef.unflatten([jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
+    """Normal numbers in the shapes of `variables`, which may be what `jax.eval_shape` returns."""
+    rng = _generator(key)
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), variables)
+
+
+def _generator(key):
+    # jax would compile a program for each shape.
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
+
+
+def both_orders(function, spec):
+    """The jitted map from `(g, x)` to g acting on the function's value, and on its argument."""
+    return jax.jit(lambda g, x: (spec.permute(g, function(x)), function(spec.permute(g, x))))
 
 
 def assert_close(left, right, tolerance=2e-5):
@@ -66,7 +73,8 @@ def stacked_layer_maps(layer, spec):
         return jnp.concatenate([layer.apply(variables, tree)[leaf.path].ravel() for leaf in spec.leaves])
 
     zeros = {leaf.path: jnp.zeros((*leaf.shape, 1)) for leaf in spec.leaves}
-    variables = jax.tree.map(lambda x: x.astype(jnp.float64), jax.jit(layer.init)(jax.random.key(0), zeros))
+    shapes = jax.eval_shape(layer.init, jax.random.key(0), zeros)
+    variables = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float64), shapes)
     maps = jax.jit(jax.jacfwd(lambda v: jax.vmap(lambda x: flat(v, x), out_axes=1)(jnp.eye(total))))(variables)
     return np.concatenate(
         [np.reshape(np.moveaxis(m.reshape(total**2, -1), 0, 1), (-1, total**2)) for m in jax.tree.leaves(maps)]

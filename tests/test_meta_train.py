@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from typing import ClassVar
 
 import chex
 import jax
@@ -30,7 +31,7 @@ from optax_unf.tasks import task_spec
 class Regression:
     """Noisy linear regression, small enough to meta-train on in a test."""
 
-    axes = {"w": ("out", "in"), "b": ("out",)}
+    axes: ClassVar = {"w": ("out", "in"), "b": ("out",)}
 
     def init(self, key):
         return {"w": 0.1 * jax.random.normal(key, (2, 3)), "b": jnp.zeros(2)}
@@ -108,16 +109,16 @@ def whole():
 @pytest.mark.parametrize("stop_after", [3, 6, 9])
 def test_a_stopped_run_resumes_exactly(tmp_path, monkeypatch, whole, stop_after):
 
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     def update(self, step, metrics, curve):
         if step == stop_after:
-            raise Killed
+            raise KilledError
 
     with monkeypatch.context() as patch:
         patch.setattr(train_module.Progress, "update", update)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             run(TWO_STAGES, out=tmp_path)
     resumed = run(TWO_STAGES, out=tmp_path)
     chex.assert_trees_all_equal(resumed.last, whole.last)
@@ -175,6 +176,7 @@ def test_the_outer_step_compiles_once_a_stage():
 
 _ON_DEVICES = """
 import sys
+from typing import ClassVar
 import jax
 jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
 import json

@@ -292,7 +292,11 @@ def without(tree, name):
         ),
         (lambda: update_with({"w": jnp.ones(3, jnp.int32)}), TypeError, "parameter 'w' is int32"),
         (lambda: update_with({"w": jnp.ones(3, jnp.complex64)}), TypeError, "parameter 'w' is complex64"),
-        (lambda: update_with(make_params(), jax.tree.map(jnp.int32, make_params())), TypeError, "gradient 'first/bias'"),
+        (
+            lambda: update_with(make_params(), jax.tree.map(jnp.int32, make_params())),
+            TypeError,
+            "gradient 'first/bias'",
+        ),
         (
             lambda: update_with({**make_params(), "second": {"kernel": jnp.ones((4, 3))}}),
             ValueError,
@@ -307,7 +311,11 @@ def without(tree, name):
             ValueError,
             "differs at leaf 'second/kernel'",
         ),
-        (lambda: update_with(make_params(), spec={"first": AXES["first"]}), ValueError, "must have an entry for .*'second'"),
+        (
+            lambda: update_with(make_params(), spec={"first": AXES["first"]}),
+            ValueError,
+            "must have an entry for .*'second'",
+        ),
     ],
 )
 def test_bad_input_gets_a_clear_error(call, error, message):

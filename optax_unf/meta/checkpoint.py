@@ -59,7 +59,8 @@ def load_state(path: Path, like: PyTree) -> PyTree:
         raise ValueError(f"{path} must hold {len(leaves)} arrays, but holds {len(arrays)}.")
     restored = []
     for (name, array), leaf in zip(sorted(arrays.items()), leaves, strict=True):
-        x = jax.random.wrap_key_data(array) if _is_key(leaf) else jnp.asarray(array)
+        x = jnp.asarray(array)
+        x = jax.random.wrap_key_data(x) if _is_key(leaf) else x
         if x.shape != leaf.shape or x.dtype != leaf.dtype:
             raise ValueError(
                 f"Array {name} of {path} must be {leaf.dtype}{leaf.shape}, but is {x.dtype}{x.shape}. It belongs to "

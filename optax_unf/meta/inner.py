@@ -39,13 +39,13 @@ class InnerRun(NamedTuple):
     Attributes:
       params: parameters of the task network.
       optimizer: the optimizer's state.
-      count: number of steps so far.
+      steps: number of steps so far.
       key: the key that every batch of the run is drawn from.
     """
 
     params: PyTree
     optimizer: Any
-    count: Int[Array, ""]
+    steps: Int[Array, ""]
     key: Array
 
 
@@ -71,11 +71,11 @@ class Training:
 
     def step(self, theta: Theta, run: InnerRun) -> tuple[InnerRun, Float[Array, ""]]:
         """One training step, on a batch drawn for it."""
-        batch = self.task.sample(jax.random.fold_in(run.key, run.count))
+        batch = self.task.sample(jax.random.fold_in(run.key, run.steps))
         loss, grads = jax.value_and_grad(self.task.loss)(run.params, batch)
         updates, state = self.optimizer(theta).update(grads, run.optimizer, run.params)
         params = optax.apply_updates(run.params, updates)
-        return InnerRun(params, state, run.count + 1, run.key), loss
+        return InnerRun(params, state, run.steps + 1, run.key), loss
 
 
 def learned_training(config: OptimizerConfig, task: Task) -> Training:

@@ -21,6 +21,7 @@ class Sequential(nn.Module):
     layers: Sequence[Callable[[Features], Features]]
 
     def __call__(self, features: Features) -> Features:
+        """Applies all layers."""
         for layer in self.layers:
             features = layer(features)
         return features

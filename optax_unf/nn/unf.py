@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
@@ -72,6 +73,7 @@ class UNF(nn.Module):
 
     @nn.compact
     def __call__(self, features: Features) -> Features:
+        """Applies the layer."""
         xs = channels_first(features, self.spec, self.channel_axis)
         if not xs:
             return features
@@ -81,7 +83,7 @@ class UNF(nn.Module):
         contracted = [contract(x, leaf.names) for x, leaf in zip(inputs, leaves, strict=True)]
         mix = self._mix_tied if self.coefficients == "tied" else self._mix_full
         ys = [
-            channels_to_positions(sum(terms), leaf, leaf_spec.shape).astype(x.dtype)
+            channels_to_positions(functools.reduce(operator.add, terms), leaf, leaf_spec.shape).astype(x.dtype)
             for terms, leaf, leaf_spec, x in zip(mix(leaves, contracted), leaves, self.spec.leaves, xs, strict=True)
         ]
         return to_tree(ys, features, self.spec, self.channel_axis)

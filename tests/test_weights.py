@@ -1,0 +1,116 @@
+"""Meta-weights on disk: what comes back, and what is refused."""
+
+import json
+import pickle
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from optax_unf import OptimizerConfig, init_weights, list_pretrained, load_card, load_weights, make_spec, save_weights
+from optax_unf.tasks import get, task_spec
+
+AXES = {"conv": (None, "in", "out"), "fused": (("heads", "size"), "out"), "scale": ("out",)}
+PARAMS = {"conv": jnp.zeros((3, 2, 4)), "fused": jnp.zeros((6, 4)), "scale": jnp.zeros(4)}
+ARCHITECTURES = [
+    OptimizerConfig(hidden_channels=4),
+    OptimizerConfig(hidden_channels=4, coefficients="tied"),
+    OptimizerConfig(hidden_channels=4, head="deepsets", pool=True),
+    OptimizerConfig(head="none"),
+]
+
+
+def make_weights(config=ARCHITECTURES[0]):
+    return init_weights(config, make_spec(AXES, PARAMS, sizes={"heads": 2}), jax.random.key(0))
+
+
+@pytest.mark.parametrize("config", ARCHITECTURES)
+def test_what_is_saved_comes_back(tmp_path, config):
+    weights = make_weights(config)
+    save_weights(tmp_path / "w.safetensors", weights, card={"task": "none"})
+    loaded = load_weights(tmp_path / "w.safetensors")
+    chex.assert_trees_all_equal(loaded, weights)
+    assert (loaded.config, loaded.spec) == (weights.config, weights.spec)
+    assert jax.tree.structure(loaded) == jax.tree.structure(weights)
+    assert load_card(tmp_path / "w.safetensors") == {"task": "none"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["w.json", "w.safetensors"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_weights(path, make_weights())
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        save_weights(path, make_weights(ARCHITECTURES[3]), card={"not JSON": object()})
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def damaged(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_weights(path, make_weights())
+    return path, path.read_bytes()
+
+
+def test_a_truncated_file_is_refused(tmp_path):
+    path, content = damaged(tmp_path)
+    for size in (0, 4, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:size])
+        with pytest.raises(ValueError, match=r"w\.safetensors must be a safetensors file"):
+            load_weights(path)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (pytest.fail, ("a weight file was executed",))
+
+
+def test_a_foreign_file_is_refused_and_never_executed(tmp_path):
+    path = tmp_path / "w.safetensors"
+    for content in (pickle.dumps(Bomb()), b"{}", b"\x00" * 100, json.dumps({"a": 1}).encode()):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="must be a safetensors file"):
+            load_weights(path)
+    safetensors.numpy.save_file({"x": np.zeros(3)}, path)
+    with pytest.raises(ValueError, match="must hold meta-weights in the format"):
+        load_weights(path)
+
+
+def test_arrays_of_another_shape_are_refused(tmp_path):
+    weights = make_weights()
+    wider = init_weights(OptimizerConfig(hidden_channels=5), weights.spec, jax.random.key(0))
+    path = tmp_path / "w.safetensors"
+    save_weights(path, type(weights)(wider.theta, weights.config, weights.spec))
+    with pytest.raises(ValueError, match=r"must hold theta.*as its architecture says"):
+        load_weights(path)
+
+
+def test_a_missing_file_names_what_there_is(tmp_path):
+    with pytest.raises(FileNotFoundError, match="mlp-fashion-mnist-unf"):
+        load_weights(tmp_path / "nothing.safetensors")
+
+
+@pytest.mark.parametrize("name", list_pretrained())
+def test_pretrained_weights_train_the_digits(name):
+    from optax_unf.meta import final_loss, learned_training, training_losses
+
+    task = get("mlp-digits")
+    weights = load_weights(name)
+    if weights.spec is not None:
+        assert weights.spec == task_spec(task)
+    problem = learned_training(weights.config, task)
+    losses = jax.jit(lambda theta, keys: training_losses(problem, theta, keys, 300))(
+        weights.theta, jax.random.split(jax.random.key(0), 2)
+    )
+    assert final_loss(losses).max() < 0.5
+
+
+@pytest.mark.parametrize("name", list_pretrained())
+def test_every_pretrained_file_has_a_card(name):
+    card = load_card(name)
+    assert {"task", "config", "optimizer", "outer_steps", "curve", "date", "versions", "command"} <= set(card)
+    assert card["command"].startswith("python ")
+    assert min(record["final_loss"] for record in card["curve"]) < card["curve"][0]["final_loss"]
