@@ -13,7 +13,6 @@ import importlib.metadata
 import os
 import platform
 import shlex
-import sys
 from pathlib import Path
 
 import jax
@@ -52,7 +51,11 @@ def main() -> None:
     if args.save:
         card = {
             "task": task.name,
-            "command": shlex.join(["python", *sys.argv]),
+            "command": shlex.join(
+                ["python", "examples/meta_train.py", "--task", args.task, "--head", args.head]
+                + ["--coefficients", args.coefficients, "--seed", str(args.seed)]
+                + ["--out", args.out, "--save", str(args.save)]
+            ),
             "date": datetime.date.today().isoformat(),
             "outer_steps": sum(stage.steps for stage in STAGES),
             "seconds": round(result.seconds),

@@ -184,7 +184,7 @@ def save_weights(path: str | Path, weights: MetaWeights, *, card: Mapping[str, A
         for keys, x in jax.tree_util.tree_flatten_with_path(weights.theta)[0]
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    safetensors.numpy.save_file(arrays, temporary, metadata)
+    temporary.write_bytes(safetensors.numpy.save(arrays, metadata))
     temporary.replace(path)
     if card_text is not None:
         temporary = path.with_name(f".{path.stem}.json.{os.getpid()}")

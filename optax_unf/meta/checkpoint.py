@@ -26,7 +26,7 @@ def save(path: Path, state: PyTree, record: dict[str, Any]) -> None:
         for index, x in enumerate(jax.tree.leaves(state))
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    safetensors.numpy.save_file(arrays, temporary, {"record": json.dumps(record)})
+    temporary.write_bytes(safetensors.numpy.save(arrays, {"record": json.dumps(record)}))
     temporary.replace(path)
 
 
