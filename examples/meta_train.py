@@ -12,7 +12,6 @@ import datetime
 import importlib.metadata
 import os
 import platform
-import shlex
 from pathlib import Path
 
 import jax
@@ -51,11 +50,8 @@ def main() -> None:
     if args.save:
         card = {
             "task": task.name,
-            "command": shlex.join(
-                ["python", "examples/meta_train.py", "--task", args.task, "--head", args.head]
-                + ["--coefficients", args.coefficients, "--seed", str(args.seed)]
-                + ["--out", args.out, "--save", str(args.save)]
-            ),
+            "command": f"python examples/meta_train.py --task {args.task} --head {args.head} --coefficients "
+            f"{args.coefficients} --seed {args.seed} --out {args.out} --save {args.save}",
             "date": datetime.date.today().isoformat(),
             "outer_steps": sum(stage.steps for stage in STAGES),
             "seconds": round(result.seconds),

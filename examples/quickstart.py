@@ -27,7 +27,7 @@ RATES = np.logspace(-3.5, -0.5, 10)
 
 
 def train(task, optimizer, key):
-    """The training loss before each step: an ordinary optax loop under one `lax.scan`."""
+    """The training loss before each step and the test accuracy: an ordinary optax loop under one `lax.scan`."""
     init_key, batch_key = jax.random.split(key)
     params = task.init(init_key)
 
@@ -37,12 +37,15 @@ def train(task, optimizer, key):
         updates, state = optimizer.update(grads, state, params)
         return (optax.apply_updates(params, updates), state), loss
 
-    return jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(batch_key, STEPS))[1]
+    keys = jax.random.split(batch_key, STEPS)
+    (params, _), losses = jax.lax.scan(step, (params, optimizer.init(params)), keys)
+    guesses = task.predict(params, task.test.images.reshape(len(task.test.labels), -1)).argmax(-1)
+    return losses, (guesses == task.test.labels).mean()
 
 
 def best_rate(task, make_optimizer, keys, bar):
     """The rate of the grid with the lowest mean loss over the last 50 steps."""
-    run = jax.jit(lambda rate, key: train(task, make_optimizer(rate), key)[-50:].mean())
+    run = jax.jit(lambda rate, key: train(task, make_optimizer(rate), key)[0][-50:].mean())
     losses = []
     for rate in RATES:
         losses.append(np.mean([run(jnp.float32(rate), key) for key in keys]))
@@ -51,20 +54,21 @@ def best_rate(task, make_optimizer, keys, bar):
 
 
 def curves(task, optimizer, keys, bar):
-    """Losses `[seeds, steps]`, and the time of a step once everything is compiled."""
+    """Losses `[seeds, steps]`, test accuracies `[seeds]`, and the seconds of a step once everything is compiled."""
     run = jax.jit(lambda key: train(task, optimizer, key))
-    run(keys[0]).block_until_ready()
+    jax.block_until_ready(run(keys[0]))
     start = time.perf_counter()
-    losses = []
+    results = []
     for key in keys:
-        losses.append(np.asarray(run(key)))
+        results.append(jax.device_get(run(key)))
         bar.update()
-    return np.stack(losses), (time.perf_counter() - start) / (len(keys) * STEPS)
+    losses, accuracies = (np.stack(x) for x in zip(*results, strict=True))
+    return losses, accuracies, (time.perf_counter() - start) / (len(keys) * STEPS)
 
 
 def plot(results, path):
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for name, (losses, _) in results.items():
+    for name, (losses, *_) in results.items():
         smooth = np.stack([np.convolve(run, np.ones(20) / 20, "valid") for run in losses])
         steps = np.arange(smooth.shape[1]) + 20
         (line,) = axes.plot(steps, smooth.mean(0), label=name)
@@ -94,11 +98,12 @@ def main() -> None:
             rate = best_rate(task, make, tuning_keys, bar)
             results[f"{name} (rate {rate:.2g})"] = curves(task, make(rate), keys, bar)
 
+    marks = (STEPS // 20, STEPS // 4, STEPS)
     print(f"\n{args.task}: training loss, mean of {args.seeds} seeds (mean of the 20 steps up to the one named)\n")
-    print(f"{'optimizer':22} {'100':>9} {'500':>9} {'2000':>9} {'time per step':>15}")
-    for name, (losses, seconds) in results.items():
-        row = "".join(f"{losses[:, step - 20 : step].mean():10.4f}" for step in (100, 500, 2000))
-        print(f"{name:21} {row} {seconds * 1e6:12.0f} us")
+    print(f"{'optimizer':20}{''.join(f'{step:10}' for step in marks)} {'test accuracy':>14} {'time per step':>14}")
+    for name, (losses, accuracies, seconds) in results.items():
+        row = "".join(f"{losses[:, step - 20 : step].mean():10.4f}" for step in marks)
+        print(f"{name:20}{row} {100 * accuracies.mean():12.1f} % {seconds * 1e6:11.0f} us")
     plot(results, args.plot)
     print(f"\nCurves written to {args.plot}")
 

@@ -12,7 +12,9 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from optax_unf.features import DECAYS, encode_step, normalize, pack, unpack
 from optax_unf.network import UpdateNetwork
-from optax_unf.spec import PermutationSpec, leaves_by_path, make_spec, show_path
+from optax_unf.paths import leaves_by_path, show_path
+from optax_unf.read_spec import make_spec
+from optax_unf.spec import PermutationSpec
 from optax_unf.weights import MetaWeights, check_fits, load_weights
 
 Weights: TypeAlias = MetaWeights | str | Path

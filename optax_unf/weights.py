@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, PyTree
 
 from optax_unf.features import ENTRY_CHANNELS, TIME_CHANNELS
 from optax_unf.network import OptimizerConfig, UpdateNetwork
-from optax_unf.spec import LeafSpec, Name, PermutationSpec, show_path
+from optax_unf.paths import show_path
+from optax_unf.spec import LeafSpec, Name, PermutationSpec
 
 _FORMAT = "optax_unf meta-weights 1"
 

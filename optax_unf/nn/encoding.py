@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Array, DTypeLike, Float
 
 from optax_unf.nn.layout import ChannelAxis, Features, channels_first, to_tree
-from optax_unf.spec import LeafSpec, Name, PermutationSpec, show_path
+from optax_unf.paths import show_path
+from optax_unf.spec import LeafSpec, Name, PermutationSpec
 
 
 class PositionalEncoding(nn.Module):

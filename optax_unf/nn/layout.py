@@ -5,7 +5,8 @@ from typing import Literal, TypeAlias
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from optax_unf.spec import PermutationSpec, show_path
+from optax_unf.paths import show_path
+from optax_unf.spec import PermutationSpec
 
 Features: TypeAlias = PyTree[Float[Array, "..."]]
 ChannelAxis: TypeAlias = Literal[-1, 0]

@@ -14,7 +14,8 @@ from jaxtyping import Array, Float
 from optax_unf.contract import Tensor, channels_to_positions, positions_to_channels, tensors
 from optax_unf.nn.layout import ChannelAxis, Features, channels_first, to_tree
 from optax_unf.nn.unf import _normal, _product, _std
-from optax_unf.spec import PermutationSpec, show_path
+from optax_unf.paths import show_path
+from optax_unf.spec import PermutationSpec
 
 
 class NFN(nn.Module):

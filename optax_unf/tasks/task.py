@@ -5,7 +5,8 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import jax
 from jaxtyping import Array, Float, PyTree
 
-from optax_unf.spec import PermutationSpec, make_spec
+from optax_unf.read_spec import make_spec
+from optax_unf.spec import PermutationSpec
 
 Params: TypeAlias = PyTree[Float[Array, "..."]]
 Batch: TypeAlias = Any
