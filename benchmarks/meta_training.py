@@ -6,6 +6,7 @@ One inner step is one training step of one particle. Prints `name value unit` pe
 """
 
 import argparse
+import functools
 import os
 import time
 
@@ -19,11 +20,16 @@ import optax  # noqa: E402
 
 from optax_unf import OptimizerConfig, init_weights, tasks  # noqa: E402
 from optax_unf.meta import PES, Backprop, Training, learned_training  # noqa: E402
+from optax_unf.meta.particles import particle_shardings, replicated_shardings  # noqa: E402
 
 
 def measure(name, problem, theta, estimator, inner_steps, horizon):
     state = jax.jit(lambda key: estimator.init(problem, horizon, theta, key))(jax.random.key(0))
-    step = jax.jit(lambda theta, state, key: estimator.estimate(problem, horizon, theta, state, key))
+    state = jax.device_put(state, particle_shardings(state))
+    theta = jax.device_put(theta, replicated_shardings(theta))
+    shardings = (replicated_shardings(theta), particle_shardings(state), None)
+    estimate = functools.partial(estimator.estimate, problem, horizon)
+    step = jax.jit(estimate, out_shardings=shardings)
     start = time.perf_counter()
     compiled = step.lower(theta, state, jax.random.key(0)).compile()
     print(f"{name}_compile {time.perf_counter() - start:.1f} s")
@@ -31,8 +37,6 @@ def measure(name, problem, theta, estimator, inner_steps, horizon):
     for n in range(9):
         start = time.perf_counter()
         _, state, _ = jax.block_until_ready(compiled(theta, state, jax.random.key(n)))
-        # The new state stays where it was computed; bring it to where the program expects it.
-        state = jax.device_put(state, jax.local_devices()[0])
         seconds.append(time.perf_counter() - start)
     print(f"{name} {inner_steps / np.median(seconds[1:]):.0f} inner_steps/s", flush=True)
 

@@ -155,10 +155,9 @@ def positions_to_channels(x: Float[Array, "channels *shape"], tensor: Tensor) ->
 
 
 def channels_to_positions(
-    y: Float[Array, "c *sizes"], tensor: Tensor, shape: tuple[int, ...]
+    y: Float[Array, "c *sizes"], tensor: Tensor, channels: int, shape: tuple[int, ...]
 ) -> Float[Array, "channels *shape"]:
     """The inverse of `positions_to_channels`."""
-    channels = y.shape[0] // max(tensor.positions, 1)
     fixed = [axis + 1 for axis, permuted in enumerate(tensor.permuted) if not permuted]
     y = y.reshape(channels, *(tensor.factors[axis - 1] for axis in fixed), *tensor.sizes)
     return jnp.moveaxis(y, range(1, len(fixed) + 1), fixed).reshape(channels, *shape)

@@ -75,7 +75,9 @@ def stacked_layer_maps(layer, spec):
     zeros = {leaf.path: jnp.zeros((*leaf.shape, 1)) for leaf in spec.leaves}
     shapes = jax.eval_shape(layer.init, jax.random.key(0), zeros)
     variables = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float64), shapes)
-    maps = jax.jit(jax.jacfwd(lambda v: jax.vmap(lambda x: flat(v, x), out_axes=1)(jnp.eye(total))))(variables)
+    # One pass for each coefficient, or one for each entry of the matrix.
+    jacobian = jax.jacfwd if sum(x.size for x in jax.tree.leaves(variables)) < total**2 else jax.jacrev
+    maps = jax.jit(jacobian(lambda v: jax.vmap(lambda x: flat(v, x), out_axes=1)(jnp.eye(total))))(variables)
     return np.concatenate(
         [np.reshape(np.moveaxis(m.reshape(total**2, -1), 0, 1), (-1, total**2)) for m in jax.tree.leaves(maps)]
     )

@@ -165,8 +165,10 @@ def test_the_outer_step_compiles_once_a_stage():
 
     counting = Counting(problem.task, problem.optimizer)
     stage = TWO_STAGES.stages[0]
-    step = train_module._outer_step(counting, TWO_STAGES, stage)
-    state = train_module._start_stage(counting, TWO_STAGES, 0, run_initial().theta, None, jax.random.key(0))
+    state = train_module._start_stage(counting, TWO_STAGES, jax.random.key(0), 0, run_initial().theta)
+    shardings = train_module._shardings(state)
+    state = jax.device_put(state, shardings)
+    step = train_module._outer_step(counting, TWO_STAGES, stage, shardings)
     state, _ = step(state, jax.random.key(0))
     first = len(traced)
     for n in range(3):

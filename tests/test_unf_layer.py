@@ -1,5 +1,6 @@
 """The UNF layer against Algorithm 1, against group averages, and under the group's action."""
 
+import collections
 import math
 
 import jax
@@ -20,6 +21,7 @@ from spaces import (
     stacked_layer_maps,
 )
 
+from optax_unf import make_spec
 from optax_unf.contract import contractions, expansions
 from optax_unf.nn import UNF
 
@@ -63,7 +65,8 @@ def test_spans_what_algorithm_1_spans(axes):
     [
         [("a", "a", "a")],
         [("b", "b"), ("b",)],
-        [("a", "a", "a", "a")],
+        [("a", "a", "b", "b")],
+        [("a", "a", "a"), ("a",)],
         [("b", "a", "b"), ("a",), ()],
         [("a", "b", "c", "d"), ("c", "b")],
     ],
@@ -73,3 +76,160 @@ def test_spans_what_algorithm_1_spans_with_repeated_names(axes):
     with jax.enable_x64(True):
         mine, theirs = stacked_layer_maps(UNF(spec, 1, use_bias=False), spec), stacked_basis_maps(spec)
     assert rank(mine) == rank(theirs) == rank(np.concatenate([mine, theirs]))
+
+
+def mlp_space(depth, width):
+    tree = {f"layer_{i}": {"w": (i, i + 1), "b": (i + 1,)} for i in range(depth)}
+    params = {name: {"w": jnp.zeros((width, width)), "b": jnp.zeros(width)} for name in tree}
+    return make_spec(tree, params)
+
+
+OTHER_SPACES = {
+    "scalar": make_space([()]),
+    "cube": make_space([("b", "b", "b"), ("b",), ()]),
+    "rank 4": make_space([("a", "b", "c", "d"), ("c", "b"), ("a", "a")]),
+    "many scalars": make_space([()] * 40),
+}
+
+
+@pytest.mark.parametrize("coefficients", ["full", "tied"])
+@pytest.mark.parametrize(
+    "spec",
+    [mlp_space(d, w) for d, w in ((1, 4), (4, 32), (16, 8))] + list(OTHER_SPACES.values()),
+    ids=["mlp 1x4", "mlp 4x32", "mlp 16x8", *OTHER_SPACES],
+)
+def test_outputs_have_unit_scale_at_initialization(spec, coefficients):
+    layer = UNF(spec, 64, coefficients)
+    keys = jax.random.split(jax.random.key(0), len(spec.leaves))
+    leaves = list(zip(keys, spec.leaves, strict=True))
+    normal = spec_tree(spec, [jax.random.normal(k, (*leaf.shape, 32)) for k, leaf in leaves])
+    constant = spec_tree(spec, [jnp.broadcast_to(jax.random.normal(k, (32,)), (*leaf.shape, 32)) for k, leaf in leaves])
+    apply = jax.jit(layer.apply)
+    variables = layer.init(jax.random.key(1), normal)
+    for x in (normal, constant):
+        for y in spec.flatten(apply(variables, x)):
+            assert 0.3 < jnp.sqrt(jnp.mean(y**2)) < 3
+
+
+def spec_tree(spec, leaves):
+    """A nested dict with the paths of the spec."""
+    tree = {}
+    for path, leaf in zip(spec.paths, leaves, strict=True):
+        *folders, last = path.split("/")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[last] = leaf
+    return tree
+
+
+@pytest.mark.parametrize("coefficients", ["full", "tied"])
+def test_an_empty_leaf_changes_nothing_but_itself(coefficients):
+    spec = make_space([("a", "e"), ("a", "b"), ("e",), ("e", "e")])
+    x = random_features(spec, jax.random.key(0), 3)
+    layer = UNF(spec, 2, coefficients)
+    variables = randomize(layer.init(jax.random.key(1), x), jax.random.key(2))
+    y = layer.apply(variables, x)
+    assert y["leaf_0"].shape == (2, 0, 2)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(y))
+
+
+def test_an_empty_fixed_axis():
+    spec = make_spec({"x": (None, "a"), "y": ("a",)}, {"x": jnp.zeros((0, 2)), "y": jnp.zeros(2)})
+    y, _ = UNF(spec, 3).init_with_output(jax.random.key(0), {"x": jnp.zeros((0, 2, 1)), "y": jnp.ones((2, 1))})
+    assert y["x"].shape == (0, 2, 3)
+    assert np.isfinite(y["y"]).all()
+
+
+@pytest.mark.parametrize("coefficients", ["full", "tied"])
+def test_each_leaf_keeps_its_dtype(coefficients):
+    spec = make_space([("a", "b"), ("b",), ()])
+    x = random_features(spec, jax.random.key(0), 3)
+    narrow = {path: leaf.astype(jnp.bfloat16) for path, leaf in x.items()}
+    layer = UNF(spec, 2, coefficients)
+    variables = layer.init(jax.random.key(1), x)
+    wide_y, narrow_y = layer.apply(variables, x), layer.apply(variables, narrow)
+    assert {leaf.dtype for leaf in jax.tree.leaves(narrow_y)} == {jnp.dtype(jnp.bfloat16)}
+    for path, leaf in wide_y.items():
+        np.testing.assert_allclose(narrow_y[path].astype(jnp.float32), leaf, atol=0.1, rtol=0.1)
+    mixed = layer.apply(variables, narrow | {"leaf_1": x["leaf_1"]})
+    assert [leaf.dtype for leaf in mixed.values()] == [jnp.bfloat16, jnp.float32, jnp.bfloat16]
+
+
+def test_fixed_axes_span_all_maps_that_commute_with_the_rest():
+    # Burnside: the dimension of the equivariant maps is the mean of the squared traces over the group.
+    spec = make_spec({"x": (None, "b"), "y": ("b",)}, {"x": jnp.zeros((2, 3)), "y": jnp.zeros(3)})
+    with jax.enable_x64(True):
+        maps = stacked_layer_maps(UNF(spec, 1, use_bias=False), spec)
+    fixed_points = {(0, 1, 2): 3, (1, 0, 2): 1, (2, 1, 0): 1, (0, 2, 1): 1, (1, 2, 0): 0, (2, 0, 1): 0}
+    dimension = sum((3 * fixed) ** 2 for fixed in fixed_points.values()) // len(fixed_points)
+    assert rank(maps) == dimension
+
+
+def test_product_axes_are_two_axes():
+    split = make_spec({"x": ("a", "b", "c")}, {"x": jnp.zeros((2, 3, 4))})
+    fused = make_spec({"x": (("a", "b"), "c")}, {"x": jnp.zeros((6, 4))}, sizes={"a": 2})
+    x = jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
+    y, variables = UNF(split, 2).init_with_output(jax.random.key(1), {"x": x})
+    z = UNF(fused, 2).apply(variables, {"x": x.reshape(6, 4, 5)})
+    np.testing.assert_allclose(y["x"].reshape(6, 4, 2), z["x"], rtol=1e-5, atol=1e-6)
+
+
+def test_coefficients_belong_to_paths_and_not_to_positions():
+    class Reordered(collections.OrderedDict):
+        pass
+
+    jax.tree_util.register_pytree_with_keys(
+        Reordered,
+        lambda d: ([(jax.tree_util.DictKey(k), v) for k, v in d.items()], tuple(d)),
+        lambda keys, values: Reordered(zip(keys, values, strict=True)),
+    )
+    spec = make_space([("a", "b"), ("b",), ("a", "a")])
+    x = random_features(spec, jax.random.key(0), 3)
+    layer = UNF(spec, 2)
+    variables = layer.init(jax.random.key(1), x)
+    plain = layer.apply(variables, x)
+    backwards = layer.apply(variables, Reordered(reversed(x.items())))
+    assert list(backwards) == list(reversed(x))
+    for path, leaf in plain.items():
+        np.testing.assert_array_equal(leaf, backwards[path])
+
+
+def test_tied_weights_run_on_another_space():
+    small, large = mlp_space(2, 4), mlp_space(5, 8)
+    ones = [spec_tree(s, [jnp.ones((*leaf.shape, 3)) for leaf in s.leaves]) for s in (small, large)]
+    variables = UNF(large, 2, "tied").init(jax.random.key(0), ones[1])
+    y = UNF(small, 2, "tied").apply(variables, ones[0])
+    assert y["layer_0"]["w"].shape == (4, 4, 2)
+    other = UNF(make_space([("a", "b", "c")]), 2, "tied").apply(variables, {"leaf_0": jnp.ones((2, 3, 4, 3))})
+    assert np.isfinite(other["leaf_0"]).all()
+
+
+def test_vmap_over_weight_spaces():
+    spec = make_space([("a", "b"), ("b",)])
+    batch = [random_features(spec, jax.random.key(n), 3) for n in range(3)]
+    layer = UNF(spec, 2)
+    variables = layer.init(jax.random.key(1), batch[0])
+    together = jax.vmap(layer.apply, (None, 0))(variables, jax.tree.map(lambda *x: jnp.stack(x), *batch))
+    for n, x in enumerate(batch):
+        for path, y in layer.apply(variables, x).items():
+            np.testing.assert_allclose(together[path][n], y, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        ({"leaf_0": jnp.ones((2, 3))}, r"'leaf_0' must have shape \(2, 3, 'channels'\)"),
+        ({"leaf_0": jnp.ones((3, 2, 1))}, "make the spec from parameters of this shape"),
+        ({"leaf_1": jnp.ones((2, 3, 1))}, "lacks 'leaf_0'"),
+    ],
+)
+def test_features_that_do_not_fit_are_refused(x, message):
+    with pytest.raises(ValueError, match=message):
+        UNF(make_space([("a", "b")]), 1).init(jax.random.key(0), x)
+
+
+def test_large_fixed_axes_are_refused():
+    spec = make_spec({"x": (None, "a")}, {"x": jnp.zeros((65, 2))})
+    with pytest.raises(ValueError, match=r"at most 64 positions.*'x'.*has 65.*PositionalEncoding"):
+        UNF(spec, 1).init(jax.random.key(0), {"x": jnp.zeros((65, 2, 1))})

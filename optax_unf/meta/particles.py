@@ -5,7 +5,8 @@ from typing import TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -36,6 +37,25 @@ def map_particles(function: Callable[[In], Out], particles: In, *, vectorize: in
 
     if len(devices) == 1 or count % len(devices):
         return local(particles)
-    mesh = Mesh(np.array(devices), (_AXIS,))
-    by_particle = PartitionSpec(_AXIS)
-    return jax.shard_map(local, mesh=mesh, in_specs=by_particle, out_specs=by_particle, check_vma=False)(particles)
+    split = PartitionSpec(_AXIS)
+    return jax.shard_map(local, mesh=_mesh(), in_specs=split, out_specs=split, check_vma=False)(particles)
+
+
+def particle_shardings(tree: PyTree) -> PyTree[NamedSharding]:
+    """Leaves split by particle over all local devices, or whole on each where their number does not divide evenly."""
+    devices = len(jax.local_devices())
+
+    def sharding(x: Array) -> NamedSharding:
+        splits = x.ndim > 0 and x.shape[0] % devices == 0
+        return NamedSharding(_mesh(), PartitionSpec(_AXIS) if splits else PartitionSpec())
+
+    return jax.tree.map(sharding, tree)
+
+
+def replicated_shardings(tree: PyTree) -> PyTree[NamedSharding]:
+    """Leaves whole on every local device."""
+    return jax.tree.map(lambda _: NamedSharding(_mesh(), PartitionSpec()), tree)
+
+
+def _mesh() -> Mesh:
+    return Mesh(np.array(jax.local_devices()), (_AXIS,))

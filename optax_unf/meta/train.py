@@ -18,6 +18,7 @@ from optax_unf.meta.config import MetaTrainConfig, Stage
 from optax_unf.meta.estimators import Metrics
 from optax_unf.meta.evaluate import final_loss, training_losses
 from optax_unf.meta.inner import InnerProblem, Theta, learned_training
+from optax_unf.meta.particles import particle_shardings, replicated_shardings
 from optax_unf.meta.progress import Progress
 from optax_unf.network import OptimizerConfig
 from optax_unf.tasks.task import Task, task_spec
@@ -113,18 +114,20 @@ def meta_train(
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
 
-    position = _Position(settings=settings)
-    state = _start_stage(problem, config, 0, weights.theta, None, outer_key)
+    start = functools.partial(_start_stage, problem, config, outer_key)
     if file and file.exists():
         position = _Position(**checkpoint.load_record(file))
         _check_settings(file, position.settings, settings)
-        state = checkpoint.load_state(
-            file, _start_stage(problem, config, position.stage, weights.theta, None, outer_key)
-        )
+        state = checkpoint.load_state(file, jax.eval_shape(lambda: start(position.stage, weights.theta)))
+    else:
+        position = _Position(settings=settings)
+        state = start(0, weights.theta)
     with Progress(sum(stage.steps for stage in config.stages), progress) as bar:
         while True:
             stage = config.stages[position.stage]
-            outer_step = _outer_step(problem, config, stage)
+            shardings = _shardings(state)
+            state = jax.device_put(state, shardings)
+            outer_step = _outer_step(problem, config, stage, shardings)
             stage_key = jax.random.fold_in(outer_key, position.stage)
             while position.step < stage.steps:
                 started = time.perf_counter()
@@ -141,11 +144,12 @@ def meta_train(
             if position.stage + 1 == len(config.stages):
                 break
             position.stage, position.step = position.stage + 1, 0
-            best = (state.best_theta, state.best_loss)
-            state = _start_stage(problem, config, position.stage, state.theta, best, outer_key)
+            state = start(position.stage, state.theta, (state.best_theta, state.best_loss))
+    # Back from the devices of this run: the user's parameters may live on one of them.
+    best, last = (jax.tree.map(jnp.asarray, jax.device_get(theta)) for theta in (state.best_theta, state.theta))
     return MetaTrainResult(
-        weights=dataclasses.replace(weights, theta=state.best_theta),
-        last=dataclasses.replace(weights, theta=state.theta),
+        weights=dataclasses.replace(weights, theta=best),
+        last=dataclasses.replace(weights, theta=last),
         curve=position.curve,
         seconds=position.seconds,
     )
@@ -172,10 +176,10 @@ def _adam(config: MetaTrainConfig, stage: Stage) -> optax.GradientTransformation
 def _start_stage(
     problem: InnerProblem,
     config: MetaTrainConfig,
+    key: Array,
     number: int,
     theta: Theta,
-    best: tuple[Theta, Array] | None,
-    key: Array,
+    best: tuple[Theta, Array] | None = None,
 ) -> TrainState:
     stage = config.stages[number]
     # Steps use keys 0, 1, ... of the stage; its particles start from a key that no step uses.
@@ -187,12 +191,17 @@ def _start_stage(
     return TrainState(theta, _adam(config, stage).init(theta), start(theta), best_theta, best_loss)
 
 
+def _shardings(state: TrainState) -> TrainState:
+    """Where the arrays of a state live, from step to step: otherwise the second step would compile anew."""
+    return TrainState(*replicated_shardings(state))._replace(particles=particle_shardings(state.particles))
+
+
 def _outer_step(
-    problem: InnerProblem, config: MetaTrainConfig, stage: Stage
+    problem: InnerProblem, config: MetaTrainConfig, stage: Stage, shardings: TrainState
 ) -> Callable[[TrainState, Array], tuple[TrainState, Metrics]]:
     adam = _adam(config, stage)
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
     def outer_step(state: TrainState, key: Array) -> tuple[TrainState, Metrics]:
         grad, particles, metrics = stage.estimator.estimate(problem, config.horizon, state.theta, state.particles, key)
         updates, adam_state = adam.update(grad, state.adam, state.theta)

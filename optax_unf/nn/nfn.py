@@ -78,9 +78,10 @@ class NFN(nn.Module):
         leaves = tensors(self.spec)
         dtype = jnp.result_type(*xs)
         inputs = [positions_to_channels(x.astype(dtype), leaf) for x, leaf in zip(xs, leaves, strict=True)]
+        outputs = [functools.reduce(operator.add, terms) for terms in self._terms(leaves, inputs)]
         ys = [
-            channels_to_positions(functools.reduce(operator.add, terms), leaf, leaf_spec.shape).astype(x.dtype)
-            for terms, leaf, leaf_spec, x in zip(self._terms(leaves, inputs), leaves, self.spec.leaves, xs, strict=True)
+            channels_to_positions(y, leaf, self.channels, leaf_spec.shape).astype(x.dtype)
+            for y, leaf, leaf_spec, x in zip(outputs, leaves, self.spec.leaves, xs, strict=True)
         ]
         return to_tree(ys, features, self.spec, self.channel_axis)
 

@@ -82,9 +82,10 @@ class UNF(nn.Module):
         inputs = [positions_to_channels(x.astype(dtype), leaf) for x, leaf in zip(xs, leaves, strict=True)]
         contracted = [contract(x, leaf.names) for x, leaf in zip(inputs, leaves, strict=True)]
         mix = self._mix_tied if self.coefficients == "tied" else self._mix_full
+        outputs = [functools.reduce(operator.add, terms) for terms in mix(leaves, contracted)]
         ys = [
-            channels_to_positions(functools.reduce(operator.add, terms), leaf, leaf_spec.shape).astype(x.dtype)
-            for terms, leaf, leaf_spec, x in zip(mix(leaves, contracted), leaves, self.spec.leaves, xs, strict=True)
+            channels_to_positions(y, leaf, self.channels, leaf_spec.shape).astype(x.dtype)
+            for y, leaf, leaf_spec, x in zip(outputs, leaves, self.spec.leaves, xs, strict=True)
         ]
         return to_tree(ys, features, self.spec, self.channel_axis)
 
@@ -132,8 +133,9 @@ class UNF(nn.Module):
         terms: list[list[Array]] = [[] for _ in leaves]
         for leaf, tensor in enumerate(leaves):
             whole, average = contracted[leaf][0], contracted[leaf][_mean_index(tensor)]
-            # The contraction that keeps all axes has them sorted by name; put them back in order.
-            identity = Expansion(*dataclasses.astuple(contractions(tensor.names)[0][0]))
+            # The contraction that keeps all axes has them sorted by name; this puts them back in order.
+            keep_all = contractions(tensor.names)[0][0]
+            identity = Expansion(keep_all.blocks, keep_all.kept)
             constant = _product(mean, average)
             if bias is not None:
                 constant += bias.astype(constant.dtype)
@@ -284,5 +286,4 @@ def _normal(scale: np.ndarray) -> Callable[[Array], Float[Array, "inputs outputs
 
 
 def _product(kernel: Float[Array, "i o"], x: Float[Array, "i *axes"]) -> Float[Array, "o *axes"]:
-    y = jnp.einsum("io,in->on", kernel.astype(x.dtype), x.reshape(x.shape[0], -1))
-    return y.reshape(y.shape[0], *x.shape[1:])
+    return jnp.einsum("io,i...->o...", kernel.astype(x.dtype), x)
