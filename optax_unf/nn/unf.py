@@ -215,8 +215,8 @@ def _is_own(departure: tuple[int, int], arrival: tuple[int, Expansion], leaves: 
     if source != target:
         return False
     contraction: Contraction = contractions(leaves[source].names)[k][0]
-    singletons = len(expansion.blocks) == len(leaves[source].names)
-    return singletons and contraction.blocks == expansion.blocks and contraction.kept == expansion.attached
+    keeps_all = len(contraction.kept) == len(leaves[source].names)
+    return keeps_all and contraction.blocks == expansion.blocks and contraction.kept == expansion.attached
 
 
 @dataclasses.dataclass(frozen=True)
