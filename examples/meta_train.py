@@ -12,6 +12,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import subprocess
 from pathlib import Path
 
 import jax
@@ -52,6 +53,9 @@ def main() -> None:
             "task": task.name,
             "command": f"python examples/meta_train.py --task {args.task} --head {args.head} --coefficients "
             f"{args.coefficients} --seed {args.seed} --out {args.out} --save {args.save}",
+            "commit": subprocess.run(
+                ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+            ).stdout.strip(),
             "date": datetime.date.today().isoformat(),
             "outer_steps": sum(stage.steps for stage in STAGES),
             "seconds": round(result.seconds),

@@ -18,8 +18,20 @@ def leaf_axes(max_rank=4, names="abcd"):
     return st.lists(st.sampled_from(names), max_size=max_rank).map(tuple)
 
 
-def random_spaces(max_leaves=4, max_rank=4, names="abcd"):
-    return st.lists(leaf_axes(max_rank, names), min_size=1, max_size=max_leaves)
+def random_spaces(max_leaves=4, max_rank=4, names="abcd", max_terms=300):
+    """Axes of the leaves of spaces with at most `max_terms` basis terms, so that the layer compiles quickly."""
+    return st.lists(leaf_axes(max_rank, names), min_size=1, max_size=max_leaves).filter(
+        lambda axes: count_terms(axes) <= max_terms
+    )
+
+
+def count_terms(axes):
+    """How many valid partitions all ordered pairs of leaves have."""
+    return sum(
+        math.prod(bell(target.count(name) + source.count(name)) for name in {*target, *source})
+        for target in axes
+        for source in axes
+    )
 
 
 def make_space(axes):

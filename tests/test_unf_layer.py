@@ -1,6 +1,7 @@
 """The UNF layer against Algorithm 1, against group averages, and under the group's action."""
 
 import collections
+import functools
 import math
 
 import jax
@@ -10,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spaces import (
+    assert_close,
     bell,
+    both_orders,
     leaf_axes,
     make_space,
     random_features,
@@ -26,19 +29,16 @@ from optax_unf.contract import contractions, expansions
 from optax_unf.nn import UNF
 
 
-@settings(max_examples=40, deadline=None)
-@given(random_spaces(max_leaves=3, max_rank=3), st.sampled_from(["full", "tied"]), st.integers(0, 2**31))
+@settings(max_examples=30, deadline=None)
+@given(random_spaces(), st.sampled_from(["full", "tied"]), st.integers(0, 2**31))
 def test_commutes_with_the_group(axes, coefficients, seed):
     spec = make_space(axes)
-    keys = jax.random.split(jax.random.key(seed), 4)
+    keys = jax.random.split(jax.random.key(seed), 3)
     layer = UNF(spec, 2, coefficients)
     x = random_features(spec, keys[0], 3)
-    variables = randomize(layer.init(keys[1], x), keys[2])
-    g = spec.random_permutation(keys[3])
-    apply = jax.jit(layer.apply)
-    once, twice = spec.permute(g, apply(variables, x)), apply(variables, spec.permute(g, x))
-    for a, b in zip(jax.tree.leaves(once), jax.tree.leaves(twice), strict=True):
-        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5 * (1 + float(jnp.abs(a).max(initial=0))))
+    variables = randomize(jax.eval_shape(layer.init, keys[1], x), keys[1])
+    g = spec.random_permutation(keys[2])
+    assert_close(*both_orders(functools.partial(layer.apply, variables), spec)(g, x))
 
 
 @settings(max_examples=60, deadline=None)
@@ -51,8 +51,8 @@ def test_pairs_of_equal_signature_are_the_valid_partitions(target, source):
     assert pairs == expected
 
 
-@settings(max_examples=25, deadline=None)
-@given(random_spaces(max_leaves=3, max_rank=2, names="abd"))
+@settings(max_examples=15, deadline=None)
+@given(random_spaces(names="abd", max_terms=200))
 def test_spans_what_algorithm_1_spans(axes):
     spec = make_space(axes)
     with jax.enable_x64(True):
