@@ -11,7 +11,9 @@ from typing import NamedTuple, TypeAlias
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from optax_unf.spec import LeafSpec, Name, PermutationSpec
+from optax_unf.axes import Name
+from optax_unf.leaf import LeafSpec
+from optax_unf.spec import PermutationSpec
 
 Partition: TypeAlias = tuple[tuple[int, ...], ...]
 
@@ -62,7 +64,7 @@ def basis(spec: PermutationSpec) -> list[BasisTerm]:
     """The basis terms of all ordered pairs of leaves.
 
     Raises:
-      ValueError: an axis is fixed. Algorithm 1 is about permuted axes only.
+      ValueError: an axis is fixed or a `Concat`. Algorithm 1 is about permuted axes only.
     """
     return [
         BasisTerm(i, j, partition)
@@ -121,6 +123,11 @@ def apply_basis(
 
 
 def _names(leaf: LeafSpec) -> list[Name]:
+    if len(leaf.blocks) > 1:
+        raise ValueError(
+            f"Algorithm 1 is about leaves in one block, but leaf {leaf.path!r} with axes {leaf.axes} has "
+            f"{len(leaf.blocks)}. Make each block a leaf of its own."
+        )
     names = [name for name, _ in leaf.factors if name is not None]
     if len(names) != len(leaf.factors):
         raise ValueError(

@@ -19,7 +19,9 @@ from typing import TypeAlias
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from optax_unf.spec import LeafSpec, Name, PermutationSpec
+from optax_unf.axes import Name
+from optax_unf.leaf import Block, LeafSpec
+from optax_unf.spec import PermutationSpec
 
 Signature: TypeAlias = tuple[int, ...]
 Blocks: TypeAlias = tuple[tuple[int, ...], ...]
@@ -29,13 +31,13 @@ MAX_POSITIONS = 64
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A leaf as the layers see it: the axes that permute, and the positions that do not.
+    """A block of a leaf as the layers see it: the axes that permute, and the positions that do not.
 
     Attributes:
-      path: the leaf's path.
+      path: the block's path, that of the leaf where it is the only one.
       names: per permuted axis, the index of its name in `spec.sizes`.
       sizes: their sizes.
-      factors: sizes of all factors of the leaf's axes, in order.
+      factors: sizes of all factors of the block's axes, in order.
       permuted: which of the factors permute.
     """
 
@@ -74,7 +76,9 @@ class Expansion:
 
 
 def tensors(spec: PermutationSpec, *, fixed_as_permuted: bool = False) -> tuple[Tensor, ...]:
-    """The leaves of a spec, their names numbered in the order of first occurrence.
+    """The blocks of the leaves of a spec, their names numbered in the order of first occurrence.
+
+    To the layers each block is a leaf: a leaf without `Concat` axes is its own only block.
 
     Args:
       spec: the permutation spec.
@@ -83,21 +87,25 @@ def tensors(spec: PermutationSpec, *, fixed_as_permuted: bool = False) -> tuple[
     """
     numbers: dict[Name, int] = {name: number for number, name in enumerate(spec.sizes)}
     fresh = itertools.count(len(numbers))
-    return tuple(_tensor(leaf, numbers, fresh if fixed_as_permuted else None) for leaf in spec.leaves)
+    return tuple(
+        _tensor(block, leaf, numbers, fresh if fixed_as_permuted else None)
+        for leaf in spec.leaves
+        for block in leaf.blocks
+    )
 
 
-def _tensor(leaf: LeafSpec, numbers: Mapping[Name, int], fresh: Iterator[int] | None) -> Tensor:
+def _tensor(block: Block, leaf: LeafSpec, numbers: Mapping[Name, int], fresh: Iterator[int] | None) -> Tensor:
     names, sizes, permuted = [], [], []
-    for name, size in leaf.factors:
+    for name, size in block.factors:
         permuted.append(name is not None or fresh is not None)
         if permuted[-1]:
             names.append(numbers[name] if name is not None else next(fresh))  # type: ignore[arg-type]
             sizes.append(size)
-    tensor = Tensor(leaf.path, tuple(names), tuple(sizes), leaf.factored_shape, tuple(permuted))
+    tensor = Tensor(block.path, tuple(names), tuple(sizes), block.shape, tuple(permuted))
     if tensor.positions > MAX_POSITIONS:
         raise ValueError(
             f"Axes named None become channels, one group per position, and must have at most {MAX_POSITIONS} "
-            f"positions together, but leaf {leaf.path!r} with axes {leaf.axes} has {tensor.positions}. Name the "
+            f"positions together, but leaf {block.path!r} with axes {leaf.axes} has {tensor.positions}. Name the "
             f"large axis instead, and break its symmetry with optax_unf.nn.PositionalEncoding if its order matters."
         )
     return tensor
@@ -146,21 +154,20 @@ def _partitions(names: tuple[int, ...], axis: int, blocks: Blocks) -> Iterator[B
     yield from _partitions(names, axis + 1, (*blocks, (axis,)))
 
 
-def positions_to_channels(x: Float[Array, "channels *shape"], tensor: Tensor) -> Float[Array, "c *sizes"]:
-    """Splits product axes and moves fixed axes into the channels."""
-    x = x.reshape(x.shape[0], *tensor.factors)
+def positions_to_channels(x: Float[Array, "channels *factors"], tensor: Tensor) -> Float[Array, "c *sizes"]:
+    """Moves fixed axes into the channels."""
     fixed = [axis + 1 for axis, permuted in enumerate(tensor.permuted) if not permuted]
     x = jnp.moveaxis(x, fixed, range(1, len(fixed) + 1))
     return x.reshape(x.shape[0] * tensor.positions, *tensor.sizes)
 
 
 def channels_to_positions(
-    y: Float[Array, "c *sizes"], tensor: Tensor, channels: int, shape: tuple[int, ...]
-) -> Float[Array, "channels *shape"]:
+    y: Float[Array, "c *sizes"], tensor: Tensor, channels: int
+) -> Float[Array, "channels *factors"]:
     """The inverse of `positions_to_channels`."""
     fixed = [axis + 1 for axis, permuted in enumerate(tensor.permuted) if not permuted]
     y = y.reshape(channels, *(tensor.factors[axis - 1] for axis in fixed), *tensor.sizes)
-    return jnp.moveaxis(y, range(1, len(fixed) + 1), fixed).reshape(channels, *shape)
+    return jnp.moveaxis(y, range(1, len(fixed) + 1), fixed)
 
 
 def contract(x: Float[Array, "channels *sizes"], names: tuple[int, ...]) -> list[Float[Array, "channels *kept"]]:

@@ -26,13 +26,14 @@ def encode_step(count: Int[Array, ""]) -> Float[Array, " 11"]:
     return jnp.tanh(jnp.asarray(count, jnp.float32) / jnp.array(TIME_SCALES, jnp.float32) - 1.0)
 
 
-def normalize(x: Float[Array, "channels entries"]) -> Float[Array, "channels entries"]:
+def normalize(x: Float[Array, "channels *shape"]) -> Float[Array, "channels *shape"]:
     """Divides each channel by its root mean square, and clips what is left to +-10.
 
     Finite for every finite input in float32, from 1e-38 to 1e38; NaN stays NaN, so that it is seen.
     """
     x = jnp.clip(x, -_LARGEST, _LARGEST)
-    mean_square = jnp.sum(jnp.square(x), axis=1, keepdims=True) / max(x.shape[1], 1)
+    entries = tuple(range(1, x.ndim))
+    mean_square = jnp.sum(jnp.square(x), axis=entries, keepdims=True) / max(math.prod(x.shape[1:]), 1)
     return jnp.clip(x / jnp.sqrt(mean_square + _SMALLEST**2), -_CLIP, _CLIP)
 
 

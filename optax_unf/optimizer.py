@@ -8,12 +8,15 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
-from optax_unf.features import DECAYS, encode_step, normalize, pack, unpack
+from optax_unf.features import DECAYS, encode_step, normalize
 from optax_unf.network import UpdateNetwork
 from optax_unf.paths import leaves_by_path, show_path
 from optax_unf.read_spec import make_spec
+from optax_unf.restrict import restrict
+from optax_unf.sharding import propagated
 from optax_unf.spec import PermutationSpec
 from optax_unf.weights import MetaWeights, check_fits, load_weights
 
@@ -26,7 +29,7 @@ class ScaleByUNFState(NamedTuple):
 
     Attributes:
       count: number of updates so far, int32 [].
-      momenta: seven trees like the parameters, at least float32: the momentum at gamma_0, then those at
+      momenta: seven trees like the parameters, of the accumulator dtype: the momentum at gamma_0, then those at
         0.1, 0.5, 0.9, 0.99, 0.999 and 0.9999.
     """
 
@@ -34,7 +37,9 @@ class ScaleByUNFState(NamedTuple):
     momenta: tuple[PyTree, ...]
 
 
-def scale_by_unf(weights: Weights, *, spec: Spec = None) -> optax.GradientTransformationExtraArgs:
+def scale_by_unf(
+    weights: Weights, *, spec: Spec = None, accumulator_dtype: DTypeLike | None = None
+) -> optax.GradientTransformationExtraArgs:
     r"""Replaces gradients by the direction of a learned optimizer.
 
     The direction is that of Eq. 31 of Zhou, Finn & Harrison 2024,
@@ -51,15 +56,19 @@ def scale_by_unf(weights: Weights, *, spec: Spec = None) -> optax.GradientTransf
     Args:
       weights: a name of `optax_unf.list_pretrained()`, a path, or meta-weights.
       spec: a `PermutationSpec`, or the nested tuples of names that `make_spec` takes. By default the weights' own
-        where they belong to one weight space, else a name of its own for every axis.
+        where they belong to one weight space, else a name of its own for every axis. A spec of a whole model also
+        serves for a part of it, such as `optax.masked` and `optax.partition` pass on.
+      accumulator_dtype: of the momenta. By default that of the parameter, but at least float32: an average at decay
+        0.9999 does not move in bfloat16. Give it as a string, `"bfloat16"`, where `optax.inject_hyperparams` would
+        take a type for a schedule.
 
     Returns:
       A transformation whose `update` requires `params`.
 
     Raises:
       ValueError: `params` is missing; the trees or the spec do not match; full-coefficient weights are used for
-        another weight space than theirs.
-      TypeError: a parameter or gradient is not real floating-point.
+        another weight space than theirs, or for a part of it.
+      TypeError: a parameter or gradient is not real floating-point, or `accumulator_dtype` is not.
 
     Example:
       >>> import jax.numpy as jnp, optax, optax_unf
@@ -73,11 +82,15 @@ def scale_by_unf(weights: Weights, *, spec: Spec = None) -> optax.GradientTransf
     if not isinstance(weights, MetaWeights):
         weights = load_weights(weights)
 
+    if accumulator_dtype is not None:
+        _check_accumulator(accumulator_dtype)
+    zero = functools.partial(_zero_momentum, dtype=accumulator_dtype)
+
     def init(params: optax.Params) -> ScaleByUNFState:
         _check_real(params, "parameter")
         return ScaleByUNFState(
             count=jnp.zeros([], jnp.int32),
-            momenta=tuple(jax.tree.map(_zero_momentum, params) for _ in range(1 + len(DECAYS))),
+            momenta=tuple(jax.tree.map(zero, params) for _ in range(1 + len(DECAYS))),
         )
 
     def update(
@@ -95,17 +108,14 @@ def scale_by_unf(weights: Weights, *, spec: Spec = None) -> optax.GradientTransf
         space = _weight_space(weights, spec, params)
         if not space.leaves:
             return updates, ScaleByUNFState(_next(state.count), state.momenta)
-        leaves = space.flatten(params, "parameters")
-        direction, momenta = _direction(
-            weights,
-            space,
-            leaves,
-            _checked_shapes(space, space.flatten(updates, "gradients")),
+        direction, momenta = propagated(functools.partial(_direction, space=space))(
+            space.flatten(params, "parameters"),
             [space.flatten(tree, "momenta") for tree in state.momenta],
-            state.count,
+            grads=_checked_shapes(space, space.flatten(updates, "gradients")),
+            count=state.count,
+            weights=weights,
         )
-        new = [x.astype(leaf.dtype) for x, leaf in zip(direction, leaves, strict=True)]
-        return space.unflatten(new, like=updates), ScaleByUNFState(
+        return space.unflatten(direction, like=updates), ScaleByUNFState(
             _next(state.count),
             tuple(space.unflatten(m, like=tree) for m, tree in zip(momenta, state.momenta, strict=True)),
         )
@@ -114,7 +124,11 @@ def scale_by_unf(weights: Weights, *, spec: Spec = None) -> optax.GradientTransf
 
 
 def unf(
-    weights: Weights, *, spec: Spec = None, learning_rate: optax.ScalarOrSchedule | None = None
+    weights: Weights,
+    *,
+    spec: Spec = None,
+    learning_rate: optax.ScalarOrSchedule | None = None,
+    accumulator_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""A learned optimizer: Eq. 31 of Zhou, Finn & Harrison 2024 (arXiv:2402.05232).
 
@@ -124,6 +138,7 @@ def unf(
       weights: a name of `optax_unf.list_pretrained()`, a path, or meta-weights.
       spec: see `scale_by_unf`.
       learning_rate: replaces the meta-trained alpha: a number or an optax schedule.
+      accumulator_dtype: see `scale_by_unf`.
 
     Returns:
       A transformation whose `update` requires `params`.
@@ -151,7 +166,7 @@ def unf(
         step = optax.stateless(functools.partial(_descend, weights.alpha))
     else:
         step = optax.scale_by_learning_rate(learning_rate)
-    return optax.chain(scale_by_unf(weights, spec=spec), step)
+    return optax.chain(scale_by_unf(weights, spec=spec, accumulator_dtype=accumulator_dtype), step)
 
 
 def _descend(alpha: Float[Array, ""], direction: optax.Updates, params: optax.Params | None) -> optax.Updates:
@@ -161,37 +176,35 @@ def _descend(alpha: Float[Array, ""], direction: optax.Updates, params: optax.Pa
 
 
 def _direction(
+    params: Sequence[Array],
+    momenta: Sequence[Sequence[Array]],
+    *,
+    grads: Sequence[Array],
+    count: Int[Array, ""],
     weights: MetaWeights,
     space: PermutationSpec,
-    params: Sequence[Array],
-    grads: Sequence[Array],
-    momenta: Sequence[Sequence[Array]],
-    count: Int[Array, ""],
 ) -> tuple[list[Array], list[list[Array]]]:
-    """The direction and the new momenta, leaf by leaf in the order of the spec."""
+    """The direction and the new momenta, leaf by leaf in the order of the spec, with the dtypes of the first two."""
     dtype = jnp.result_type(jnp.float32, *params)
-    shapes = [leaf.shape for leaf in space.leaves]
-    # Everything pointwise is done on all leaves at once.
-    weight, gradient, *old = [_row(leaves, dtype) for leaves in (params, grads, *momenta)]
-    decays = jnp.append(weights.gamma_0, jnp.array(DECAYS)).astype(dtype)[:, None]
-    new = decays * jnp.concatenate(old) + (1.0 - decays) * gradient
-    direction = new[:1]
+    wide = functools.partial(jnp.asarray, dtype=dtype)
+    decays = [wide(decay) for decay in (weights.gamma_0, *DECAYS)]
+    # Leaves stay apart: side by side in one array, they would lose their shardings.
+    new = [
+        [decay * wide(m) + (1.0 - decay) * wide(g) for m, g in zip(old, grads, strict=True)]
+        for decay, old in zip(decays, momenta, strict=True)
+    ]
+    direction = new[0]
     if weights.config.head != "none":
-        inputs = unpack(jnp.concatenate([weight, gradient, new[1:]]), shapes)
-        features = [normalize(x.reshape(x.shape[0], -1)).reshape(x.shape) for x in inputs]
+        features = [normalize(jnp.stack([wide(x) for x in channels])) for channels in zip(params, grads, *new[1:])]
         network = UpdateNetwork(weights.config, space)
         learned: Any = network.apply({"params": weights.theta["network"]}, features, encode_step(count))
-        direction += weights.theta["beta"] * _row(learned, dtype)
-    rows = [direction, *jnp.split(new, len(new))]
-    split = [[x[0] for x in unpack(row, shapes)] for row in rows]
-    return split[0], [
-        [x.astype(m.dtype) for x, m in zip(leaves, old_leaves, strict=True)]
-        for leaves, old_leaves in zip(split[1:], momenta, strict=True)
-    ]
+        direction = [m + wide(weights.theta["beta"]) * f for m, f in zip(direction, learned, strict=True)]
+    return _cast(direction, params), [_cast(leaves, old) for leaves, old in zip(new, momenta, strict=True)]
 
 
-def _row(leaves: Sequence[Array], dtype: jnp.dtype) -> Float[Array, "1 entries"]:
-    return pack([jnp.asarray(x, dtype)[None] for x in leaves])
+def _cast(leaves: Sequence[Array], like: Sequence[Array]) -> list[Array]:
+    from jax.experimental.shard_alike import shard_alike
+    return [shard_alike(x.astype(jnp.result_type(y)), jnp.asarray(y))[0] for x, y in zip(leaves, like, strict=True)]
 
 
 def _weight_space(weights: MetaWeights, spec: Spec, params: PyTree) -> PermutationSpec:
@@ -200,7 +213,8 @@ def _weight_space(weights: MetaWeights, spec: Spec, params: PyTree) -> Permutati
         shapes = {path: jnp.shape(x) for path, x in leaves_by_path(params).items()}
         if shapes == {leaf.path: leaf.shape for leaf in weights.spec.leaves}:
             return weights.spec
-    space = spec if isinstance(spec, PermutationSpec) else make_spec(spec, params)
+    part = restrict(spec, params)
+    space = part if isinstance(part, PermutationSpec) else make_spec(part, params)
     check_fits(weights, space)
     _checked_shapes(space, space.flatten(params, "parameters"), "parameters")
     return space
@@ -225,8 +239,14 @@ def _check_real(tree: PyTree, what: str) -> None:
             )
 
 
-def _zero_momentum(x: Array) -> Array:
-    return jnp.zeros(jnp.shape(x), jnp.promote_types(jnp.result_type(x), jnp.float32))
+def _check_accumulator(dtype: DTypeLike) -> None:
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"accumulator_dtype must be real floating-point, such as 'float32', but is {dtype!r}.")
+
+
+def _zero_momentum(x: Array, dtype: DTypeLike | None) -> Array:
+    # zeros_like keeps the sharding.
+    return jnp.zeros_like(x, dtype or jnp.promote_types(jnp.result_type(x), jnp.float32))
 
 
 def _next(count: Int[Array, ""]) -> Int[Array, ""]:

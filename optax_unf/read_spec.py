@@ -1,6 +1,5 @@
 """Reading a permutation spec from nested tuples of names that mirror the parameters."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -8,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from optax_unf.axes import Axes, Axis, Concat, Fixed, Name, atoms_of, map_atoms, merge_fixed, names_of, size_of
+from optax_unf.leaf import Factors, LeafSpec
 from optax_unf.paths import children, is_leaf, join_path, leaves_by_path, natural_order, plain_key, show_path, unboxed
-from optax_unf.spec import Axes, LeafSpec, Name, PermutationSpec, names_of
+from optax_unf.spec import PermutationSpec
 
 
 def make_spec(tree: PyTree | None, params: PyTree, *, sizes: Mapping[Name, int] | None = None) -> PermutationSpec:
@@ -17,13 +18,13 @@ def make_spec(tree: PyTree | None, params: PyTree, *, sizes: Mapping[Name, int] 
 
     Args:
       tree: mirrors `params`, with a tuple of axis names in the place of each array, as in the paper's
-        Appendix A: strings or integers, `None` for an axis that is not permuted, a tuple of names for an axis
-        that is a product (`("heads", "head_size")`), `()` for a scalar. Plain dicts may stand for any mapping,
-        lists and tuples for each other. What it says about an empty subtree of the parameters (`None`, or a leaf
-        that `optax.masked` took out) is ignored. `None` gives every axis a name of its own: the largest group,
-        always valid.
+        Appendix A: strings or integers, `None` or `Fixed(size)` for an axis that is not permuted, a tuple of those for
+        an axis that is a product (`("heads", "head_size")`), `Concat("encoder", "decoder")` for one that is a
+        concatenation, `()` for a scalar. Plain dicts may stand for any mapping, lists and tuples for each other. What
+        it says about an empty subtree of the parameters (`None`, or a leaf that `optax.masked` took out) is ignored.
+        `None` gives every axis a name of its own: the largest group, always valid.
       params: the parameters; only shapes are read, so `jax.ShapeDtypeStruct` leaves are fine.
-      sizes: sizes of names that stand only in product axes and do not follow from the other axes.
+      sizes: sizes of names that stand only in products and concatenations and do not follow from the other axes.
 
     Returns:
       The spec.
@@ -31,7 +32,8 @@ def make_spec(tree: PyTree | None, params: PyTree, *, sizes: Mapping[Name, int] 
     Raises:
       ValueError: a leaf is missing or unknown, has another number of axes, a name has two sizes, or two leaves
         have one path.
-      TypeError: a name is neither a string nor an integer, nor `None`.
+      TypeError: a name is neither a string nor an integer, nor `None`, or axes are nested deeper than names in
+        products in a `Concat` in a product.
 
     Example:
       >>> import jax.numpy as jnp
@@ -49,12 +51,8 @@ def make_spec(tree: PyTree | None, params: PyTree, *, sizes: Mapping[Name, int] 
     for path, shape in shapes.items():
         _check_axes(path, axes[path], shape)
     known = _name_sizes(axes, shapes, _given_sizes(sizes or {}, axes))
-    return PermutationSpec(
-        tuple(
-            LeafSpec(path, shapes[path], axes[path], _factors(path, axes[path], shapes[path], known))
-            for path in sorted(shapes, key=natural_order)
-        )
-    )
+    paths = sorted(shapes, key=natural_order)
+    return PermutationSpec(tuple(_leaf(path, shapes[path], axes[path], known) for path in paths))
 
 
 # Reading the tree of names along the structure of the parameters.
@@ -128,10 +126,22 @@ def _as_axes(node: Any, path: str) -> Axes:
             f"Write ('out', 'in') for a matrix, () for a scalar."
         )
     here = f"leaf {show_path(path)}"
-    return tuple(
-        tuple(_as_name(name, here) for name in axis) if isinstance(axis, tuple) else _as_name(axis, here)
-        for axis in node
-    )
+    return tuple(_as_axis(axis, here) for axis in node)
+
+
+def _as_axis(axis: Any, where: str, inside: tuple[type, ...] = ()) -> Any:
+    """An axis, or what stands inside of a product or concatenation, outermost first."""
+    if isinstance(axis, Concat) and Concat not in inside:
+        return Concat(*(_as_axis(part, where, (*inside, Concat)) for part in axis.parts))
+    if isinstance(axis, tuple) and inside in ((), (Concat,), (tuple, Concat)):
+        return tuple(_as_axis(factor, where, (*inside, tuple)) for factor in axis)
+    if isinstance(axis, Concat | tuple):
+        raise TypeError(
+            f"A product must be a tuple of names, None, Fixed(size) or Concat, and a Concat must have parts that are "
+            f"names, None, Fixed(size) or products of those, but {where} has {axis!r} of type {type(axis).__name__} "
+            f"inside of a {inside[-1].__name__}. Write its contents there."
+        )
+    return axis if isinstance(axis, Fixed) else _as_name(axis, where)
 
 
 def _as_name(name: Any, where: str) -> Name | None:
@@ -155,7 +165,7 @@ def _check_axes(path: str, axes: Axes, shape: tuple[int, ...]) -> None:
 
 
 def _given_sizes(sizes: Mapping[Name, int], axes: Mapping[str, Axes]) -> dict[Name, int]:
-    used = {name for leaf_axes in axes.values() for axis in leaf_axes for name in names_of(axis)} - {None}
+    used = {name for leaf_axes in axes.values() for axis in leaf_axes for name in names_of(axis)}
     given: dict[Name, int] = {}
     for key, size in sizes.items():
         name = _as_name(key, "the argument sizes")
@@ -177,7 +187,7 @@ def _name_sizes(
     where = dict.fromkeys(known, "the argument sizes")
     for path, leaf_axes in axes.items():
         for index, (axis, size) in enumerate(zip(leaf_axes, shapes[path], strict=True)):
-            if axis is None or isinstance(axis, tuple):
+            if not isinstance(axis, str | int):
                 continue
             here = f"axis {index} of leaf {show_path(path)}"
             if known.setdefault(axis, size) != size:
@@ -186,53 +196,101 @@ def _name_sizes(
                     f"and {size} in {here}. Give one of them another name."
                 )
             where.setdefault(axis, here)
-    # A product axis determines the one factor that is still unknown, which may make another product solvable.
-    products = [
+    # An axis determines the one name in it that is still unknown, which may make another axis solvable.
+    composed = [
         (axis, size)
         for path, leaf_axes in axes.items()
         for axis, size in zip(leaf_axes, shapes[path], strict=True)
-        if isinstance(axis, tuple) and None not in axis
+        if isinstance(axis, tuple | Concat) and None not in atoms_of(axis)
     ]
     solved = True
     while solved:
         solved = False
-        for axis, size in products:
-            unknown = {name for name in axis if name not in known}
-            rest = math.prod(known[name] for name in axis if name is not None and name in known)
-            if len(unknown) == 1 and sum(name in unknown for name in axis) == 1 and rest and size % rest == 0:
-                (name,) = unknown
-                known[name] = size // rest  # type: ignore[index]
-                solved = True
+        for axis, size in composed:
+            unknown = [name for name in names_of(axis) if name not in known]
+            if len(unknown) == 1:
+                line = _line(axis, known, unknown[0])
+                if line is not None and _fits(size, line):
+                    known[unknown[0]] = (size - line[0]) // line[1]
+                    solved = True
     return known
 
 
-def _factors(
-    path: str, axes: Axes, shape: tuple[int, ...], known: Mapping[Name, int]
-) -> tuple[tuple[Name | None, int], ...]:
+def _line(axis: Axis, known: Mapping[Name, int], unknown: Name | None) -> tuple[int, int] | None:
+    """The size of an axis as `base + slope * unknown`, or `None` where it is no such line with a positive slope."""
+    # It is a polynomial with natural coefficients: three values on a line make it one.
+    sizes = {name: known[name] for name in names_of(axis) if name != unknown}
+    base, one, two = (size_of(axis, {**sizes, unknown: n}) for n in range(3))
+    slope = one - base
+    return (base, slope) if slope > 0 and two - one == slope else None
+
+
+def _fits(size: int, line: tuple[int, int]) -> bool:
+    base, slope = line
+    return size >= base and (size - base) % slope == 0
+
+
+# The axes of one leaf, once the sizes of names are known.
+
+
+def _leaf(path: str, shape: tuple[int, ...], axes: Axes, known: Mapping[Name, int]) -> LeafSpec:
+    written: list[Axis] = []
     factors: list[tuple[Name | None, int]] = []
     for index, (axis, size) in enumerate(zip(axes, shape, strict=True)):
-        names = names_of(axis)
-        unknown = [name for name in names if name is not None and name not in known]
-        solved = [(name, known[name]) for name in names if name is not None and name in known]
-        rest = math.prod(size for _, size in solved)
-        if unknown:
-            if rest and size % rest:
-                raise ValueError(
-                    f"Axis {index} of leaf {show_path(path)} is the product {axis} and must have a size that "
-                    f"{dict(solved)} divides, but has {size}. Give it other names, or mend its shape."
-                )
-            raise ValueError(
-                f"The size of {unknown[0]!r} in axis {index} of leaf {show_path(path)} does not follow from the "
-                f"shapes. Give it: make_spec(..., sizes={{{unknown[0]!r}: ...}})."
-            )
-        fixed = sum(name is None for name in names)
-        position = size // rest if fixed == 1 and rest else 1
-        sizes = [position if name is None else known[name] for name in names]
-        if fixed > 1 or math.prod(sizes) != size:
-            raise ValueError(
-                f"Axis {index} of leaf {show_path(path)} has size {size}, which must be the product of its factors "
-                f"{', '.join(f'{name!r}: {n}' for name, n in zip(names, sizes, strict=True)) or 'none'} (at most one "
-                f"of them None). Give it other names, or mend its shape."
-            )
-        factors += zip(names, sizes, strict=True)
-    return tuple(factors)
+        axis = _with_sizes(f"{index} of leaf {show_path(path)}", axis, size, known)
+        factors += _factors(axis, known)
+        written.append(_without_needless_sizes(axis, size, known))
+    return LeafSpec(path, shape, tuple(written), tuple(factors))
+
+
+def _factors(axis: Axis, known: Mapping[Name, int]) -> Factors:
+    return tuple((None, a.size) if isinstance(a, Fixed) else (a, known[a]) for a in atoms_of(axis))  # type: ignore[index]
+
+
+def _with_sizes(where: str, axis: Axis, size: int, known: Mapping[Name, int]) -> Axis:
+    """The axis with a size for each fixed part, as short as it can be written."""
+    solved = {name: known[name] for name in names_of(axis) if name in known}
+    unknown = [name for name in names_of(axis) if name not in known]
+    count = sum(atom is None for atom in atoms_of(axis))
+    given = f"{_show(axis)}, with {solved}," if solved else f"{_show(axis)}"
+    line = _line(axis, known, unknown[0] if unknown else None) if len(unknown) + count == 1 else None
+    if line is not None and not _fits(size, line):
+        base, slope = line
+        raise ValueError(
+            f"Axis {where} is {given} and must have a size that is {f'{base} and ' if base else ''}a multiple of "
+            f"{slope}, but has {size}. Give it other names, or mend its shape."
+        )
+    if unknown:
+        raise ValueError(
+            f"The size of {unknown[0]!r} in axis {where} does not follow from the shapes. Give it: "
+            f"make_spec(..., sizes={{{unknown[0]!r}: ...}})" + (", or write Fixed(size) for None." if count else ".")
+        )
+    if count > 1:
+        raise ValueError(
+            f"Axis {where} is {given} and may have at most one None among its parts, since their sizes do not follow "
+            f"from its size {size}, but has {count}. Write Fixed(size) in their place."
+        )
+    fixed = 1 if line is None else (size - line[0]) // line[1]
+    total = size_of(axis, {**solved, None: fixed})
+    if total != size:
+        raise ValueError(
+            f"Axis {where} is {given} and must have size {total}, but has {size}. Give it other names, or mend its "
+            f"shape."
+        )
+    return merge_fixed(map_atoms(lambda atom: Fixed(fixed) if atom is None else atom, axis))
+
+
+def _without_needless_sizes(axis: Axis, size: int, known: Mapping[Name, int]) -> Axis:
+    """The axis with `None` in the place of its only fixed part, where the size of that follows."""
+    fixed = [atom.size for atom in atoms_of(axis) if isinstance(atom, Fixed)]
+    if len(fixed) != 1:
+        return axis
+    short = map_atoms(lambda atom: None if isinstance(atom, Fixed) else atom, axis)
+    line = _line(short, known, None)
+    follows = 1 if line is None else (size - line[0]) // line[1]
+    return short if [follows] == fixed else axis
+
+
+def _show(axis: Axis) -> str:
+    plain = isinstance(axis, tuple) and not any(isinstance(factor, Concat) for factor in axis)
+    return f"the product {axis}" if plain else repr(axis)

@@ -4,41 +4,20 @@ import dataclasses
 import functools
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
+from optax_unf.axes import Name, names_of
+from optax_unf.leaf import LeafSpec, join_blocks, split_blocks
 from optax_unf.paths import leaves_by_path, show_path
 
-Name: TypeAlias = str | int
-Axis: TypeAlias = Name | tuple[Name | None, ...] | None
-Axes: TypeAlias = tuple[Axis, ...]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 Permutation: TypeAlias = dict[Name, Int[Array, " size"]]
-
-
-@dataclasses.dataclass(frozen=True)
-class LeafSpec:
-    """The axes of one leaf of a weight space.
-
-    Attributes:
-      path: where the leaf is in the parameter tree, as in `"layer1/weight"`.
-      shape: the leaf's shape.
-      axes: one entry per axis: a name, `None` (not permuted), or a tuple of those for an axis that is
-        the product of several (row-major, as `reshape` splits it).
-      factors: `(name, size)` of every factor of every axis, in order.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    axes: Axes
-    factors: tuple[tuple[Name | None, int], ...]
-
-    @property
-    def factored_shape(self) -> tuple[int, ...]:
-        """The shape after every product axis is split into its factors."""
-        return tuple(size for _, size in self.factors)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +29,15 @@ class PermutationSpec:
 
     Attributes:
       leaves: one `LeafSpec` per leaf, sorted by path, so that the order does not depend on the container.
+      io: names that touch the data or the outputs: permuting them leaves a network as it is only if those permute
+        along. Known for specs that `infer_spec` made with `io="permute"`.
+      notes: what `infer_spec` found: `(path, why an axis is fixed, or that the leaf is not used)`. Neither `io` nor
+        `notes` makes specs different.
     """
 
     leaves: tuple[LeafSpec, ...]
+    io: tuple[Name, ...] = dataclasses.field(default=(), compare=False)
+    notes: tuple[tuple[str, str], ...] = dataclasses.field(default=(), compare=False)
 
     @property
     def sizes(self) -> dict[Name, int]:
@@ -99,7 +84,7 @@ class PermutationSpec:
         return OrderedDict((name, jnp.argsort(permutation[name])) for name in self.sizes)
 
     def permute(self, permutation: Permutation, tree: PyTree) -> PyTree:
-        """The group's action: reorders every named axis of every leaf.
+        """The group's action: reorders every named axis of every leaf, or of every block of a leaf with `Concat` axes.
 
         Args:
           permutation: an index array per name, as `random_permutation` returns.
@@ -130,15 +115,22 @@ class PermutationSpec:
                     f"Leaf {show_path(leaf.path)} must have a shape that starts with {leaf.shape}, as in the "
                     f"spec, but has {shape}."
                 )
-            y = jnp.reshape(x, leaf.factored_shape + shape[len(leaf.shape) :])
-            for axis, (name, _) in enumerate(leaf.factors):
-                if name is not None:
-                    y = jnp.take(y, permutation[name], axis=axis)
-            permuted.append(jnp.reshape(y, shape))
+            blocks = split_blocks(x, leaf)
+            for k, block in enumerate(leaf.blocks):
+                for axis, (name, _) in enumerate(block.factors):
+                    if name is not None:
+                        blocks[k] = jnp.take(blocks[k], permutation[name], axis=axis)
+            permuted.append(join_blocks(blocks, leaf))
         return self.unflatten(permuted, like=tree)
 
     def __str__(self) -> str:
         return _table(self)
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Draws the spec; see `optax_unf.plot.plot_spec`. Needs matplotlib."""
+        from optax_unf.plot import plot_spec
+
+        return plot_spec(self, ax)
 
 
 def _check_paths(expected: tuple[str, ...], found: Mapping[str, Any], what: str) -> None:
@@ -168,22 +160,25 @@ def _check_permutation(sizes: Mapping[Name, int], permutation: Permutation) -> N
             )
 
 
-def names_of(axis: Axis) -> tuple[Name | None, ...]:
-    """The names of an axis: several for a product."""
-    return axis if isinstance(axis, tuple) else (axis,)
-
-
 def _table(spec: PermutationSpec) -> str:
+    notes: dict[str, list[str]] = {leaf.path: [] for leaf in spec.leaves}
+    for path, note in spec.notes:
+        notes[path].append(note)
     rows = [("leaf", "shape", "axes")]
-    rows += [(leaf.path or "(bare array)", str(leaf.shape), str(leaf.axes)) for leaf in spec.leaves]
+    rows += [
+        (leaf.path or "(bare array)", str(leaf.shape), "; ".join([str(leaf.axes), *notes[leaf.path]]))
+        for leaf in spec.leaves
+    ]
     used: dict[Name, list[str]] = {name: [] for name in spec.sizes}
     for leaf in spec.leaves:
         for index, axis in enumerate(leaf.axes):
             for name in names_of(axis):
-                if name is not None:
-                    used[name].append(f"{leaf.path or '(bare array)'}[{index}]")
+                used[name].append(f"{leaf.path or '(bare array)'}[{index}]")
     names = [("name", "size", "acts on")]
-    names += [(repr(name), str(size), ", ".join(used[name])) for name, size in spec.sizes.items()]
+    names += [
+        (repr(name), str(size), ", ".join(used[name]) + ("; data or output" if name in spec.io else ""))
+        for name, size in spec.sizes.items()
+    ]
     return _columns(rows) + "\n\n" + _columns(names)
 
 

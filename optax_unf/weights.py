@@ -15,10 +15,12 @@ import safetensors
 import safetensors.numpy
 from jaxtyping import Array, Float, PyTree
 
+from optax_unf.axes import Axis, Concat, Fixed, Name
 from optax_unf.features import ENTRY_CHANNELS, TIME_CHANNELS
+from optax_unf.leaf import LeafSpec
 from optax_unf.network import OptimizerConfig, UpdateNetwork
 from optax_unf.paths import show_path
-from optax_unf.spec import LeafSpec, Name, PermutationSpec
+from optax_unf.spec import PermutationSpec
 
 _FORMAT = "optax_unf meta-weights 1"
 
@@ -102,14 +104,23 @@ class _Renaming:
         self._back: dict[Name | None, Name | None] = {None: None}
 
     def differs(self, a: LeafSpec, b: LeafSpec) -> bool:
-        return a.factored_shape != b.factored_shape or any(
+        return _cuts(a) != _cuts(b) or any(
             self._there.setdefault(x, y) != y or self._back.setdefault(y, x) != x
             for (x, _), (y, _) in zip(a.factors, b.factors, strict=True)
         )
 
 
+def _cuts(leaf: LeafSpec) -> list[tuple[tuple[int, ...], ...]]:
+    """How the leaf is cut into blocks, and those into factors."""
+    return [(block.start, block.stop, block.shape) for block in leaf.blocks]
+
+
 def _describe(leaf: LeafSpec | None) -> str:
-    return "no such leaf" if leaf is None else f"shape {leaf.shape} with axes {leaf.axes}"
+    if leaf is None:
+        return "no such leaf"
+    # Only of products and concatenations does the shape not say all sizes.
+    sizes = "" if len(leaf.factors) == len(leaf.shape) else f" of sizes {leaf.factors}"
+    return f"shape {leaf.shape} with axes {leaf.axes}{sizes}"
 
 
 def list_pretrained() -> tuple[str, ...]:
@@ -232,12 +243,19 @@ def _spec_from_json(text: str) -> PermutationSpec | None:
             LeafSpec(
                 leaf["path"],
                 tuple(leaf["shape"]),
-                tuple(tuple(axis) if isinstance(axis, list) else axis for axis in leaf["axes"]),
+                tuple(map(_axis_from_json, leaf["axes"])),
                 tuple((name, size) for name, size in leaf["factors"]),
             )
             for leaf in leaves
         )
     )
+
+
+def _axis_from_json(axis: Any) -> Axis:
+    # Dataclasses are objects of their fields, as `dataclasses.asdict` has them.
+    if isinstance(axis, dict):
+        return Fixed(axis["size"]) if "size" in axis else Concat(*map(_axis_from_json, axis["parts"]))  # type: ignore[arg-type]
+    return tuple(map(_axis_from_json, axis)) if isinstance(axis, list) else axis  # type: ignore[return-value]
 
 
 def _check_arrays(path: Path, weights: MetaWeights, init: MetaWeights) -> None:

@@ -59,24 +59,21 @@ class DeepSets(nn.Module):
             kernel, bias = kernel[:inputs], offset if bias is None else offset + bias
 
         def entry(x: Array) -> Array:
-            shape = x.shape[:-1] if self.channel_axis == -1 else x.shape[1:]
-            size = math.prod(shape)
-            flat = x.reshape((size, inputs) if self.channel_axis == -1 else (inputs, size))
-            y = _product(kernel, flat, self.channel_axis)
+            y = _product(kernel, x, self.channel_axis)
             if pooled is not None:
-                y += _product(pooled, _mean(flat, self.channel_axis), self.channel_axis)
+                y += _product(pooled, _mean(x, self.channel_axis), self.channel_axis)
             if bias is not None:
-                y += (bias if self.channel_axis == -1 else bias[:, None]).astype(y.dtype)
-            return y.reshape((*shape, self.channels) if self.channel_axis == -1 else (self.channels, *shape))
+                y += (bias if self.channel_axis == -1 else bias.reshape(-1, *(1 for _ in x.shape[1:]))).astype(y.dtype)
+            return y
 
         return jax.tree.map(entry, features)
 
 
 def _product(kernel: Float[Array, "i o"], x: Float[Array, "..."], channel_axis: ChannelAxis) -> Array:
-    return jnp.einsum("io,ni->no" if channel_axis == -1 else "io,in->on", kernel.astype(x.dtype), x)
+    return jnp.einsum("io,...i->...o" if channel_axis == -1 else "io,i...->o...", kernel.astype(x.dtype), x)
 
 
 def _mean(x: Array, channel_axis: ChannelAxis) -> Array:
-    axis = 0 if channel_axis == -1 else 1
+    axes = tuple(axis for axis in range(x.ndim) if axis != channel_axis % x.ndim)
     # A mean over nothing is 0: an empty leaf stays empty and finite.
-    return jnp.sum(x, axis, keepdims=True) / max(x.shape[axis], 1)
+    return jnp.sum(x, axes, keepdims=True) / max(math.prod(x.shape[axis] for axis in axes), 1)

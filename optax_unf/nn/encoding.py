@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, DTypeLike, Float
 
+from optax_unf.axes import Name
+from optax_unf.leaf import Block, LeafSpec, join_blocks
 from optax_unf.nn.layout import ChannelAxis, Features, channels_first, to_tree
 from optax_unf.paths import show_path
-from optax_unf.spec import LeafSpec, Name, PermutationSpec
+from optax_unf.spec import PermutationSpec
 
 
 class PositionalEncoding(nn.Module):
@@ -22,7 +24,8 @@ class PositionalEncoding(nn.Module):
 
     Every leaf gets `2 * frequencies` further channels for each entry of `names`: zeros if it has no such axis. Several
     axes of one name in one leaf take turns: of n axes, axis r has octave f in the pair of channels `f * n + r`. Each
-    is then encoded by itself, with fewer octaves, and no two entries of the leaf have the same encoding.
+    is then encoded by itself, with fewer octaves, and no two entries of the leaf have the same encoding. Each block of
+    a leaf with `Concat` axes counts as a leaf.
 
     Attributes:
       spec: the permutation spec of the weight space.
@@ -84,7 +87,7 @@ def _check(spec: PermutationSpec, names: Sequence[Name | None], frequencies: int
                 f"it out."
             )
         for leaf in spec.leaves:
-            count = len(_axes(leaf, name))
+            count = max(len(_axes(block, name)) for block in leaf.blocks)
             if count > frequencies:
                 raise ValueError(
                     f"frequencies must be at least the number of axes of one name in one leaf, but leaf "
@@ -93,24 +96,29 @@ def _check(spec: PermutationSpec, names: Sequence[Name | None], frequencies: int
                 )
 
 
-def _axes(leaf: LeafSpec, name: Name | None) -> list[int]:
-    return [axis for axis, (other, _) in enumerate(leaf.factors) if other == name]
+def _axes(block: Block, name: Name | None) -> list[int]:
+    return [axis for axis, (other, _) in enumerate(block.factors) if other == name]
 
 
 def _encoding(leaf: LeafSpec, name: Name | None, frequencies: int, dtype: DTypeLike) -> Float[Array, "channels *shape"]:
     """The group of channels of one name."""
-    axes = _axes(leaf, name)
+    return join_blocks([_block_encoding(block, name, frequencies, dtype) for block in leaf.blocks], leaf, leading=1)
+
+
+def _block_encoding(
+    block: Block, name: Name | None, frequencies: int, dtype: DTypeLike
+) -> Float[Array, "channels *factors"]:
+    axes = _axes(block, name)
     if not axes:
-        return jnp.zeros((2 * frequencies, *leaf.shape), dtype)
+        return jnp.zeros((2 * frequencies, *block.shape), dtype)
     channels = []
     for pair in range(frequencies):
         octave, turn = divmod(pair, len(axes))
         axis = axes[turn]
-        size = leaf.factored_shape[axis]
+        size = block.shape[axis]
         # Computed before tracing, in float64: high octaves of a long axis lose their phase in bfloat16.
         angle = 2**octave * np.pi * np.arange(size) / max(size - 1, 1)
-        shape = [size if a == axis else 1 for a in range(len(leaf.factors))]
+        shape = [size if a == axis else 1 for a in range(len(block.shape))]
         for wave in (np.sin(angle), np.cos(angle)):
-            y = jnp.asarray(wave, dtype).reshape(shape)
-            channels.append(jnp.broadcast_to(y, leaf.factored_shape).reshape(leaf.shape))
+            channels.append(jnp.broadcast_to(jnp.asarray(wave, dtype).reshape(shape), block.shape))
     return jnp.stack(channels)

@@ -1,10 +1,13 @@
-"""From a pytree of features to a list of channels-first arrays in the order of a spec, and back."""
+"""From a pytree of features to a list of channels-first arrays in the order of a spec, further to blocks, and back."""
 
+import itertools
+from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from optax_unf.leaf import join_blocks, split_blocks
 from optax_unf.paths import show_path
 from optax_unf.spec import PermutationSpec
 
@@ -38,3 +41,18 @@ def to_tree(
 ) -> Features:
     """The inverse of `channels_first`."""
     return spec.unflatten([jnp.moveaxis(x, 0, channel_axis) for x in leaves], like)
+
+
+def to_blocks(
+    leaves: Sequence[Float[Array, "channels *shape"]], spec: PermutationSpec
+) -> list[Float[Array, "channels *factors"]]:
+    """The blocks of all leaves, in the order of `optax_unf.contract.tensors`."""
+    return [block for leaf, x in zip(spec.leaves, leaves, strict=True) for block in split_blocks(x, leaf, leading=1)]
+
+
+def from_blocks(
+    blocks: Sequence[Float[Array, "channels *factors"]], spec: PermutationSpec
+) -> list[Float[Array, "channels *shape"]]:
+    """The inverse of `to_blocks`."""
+    rest = iter(blocks)
+    return [join_blocks(list(itertools.islice(rest, len(leaf.blocks))), leaf, leading=1) for leaf in spec.leaves]

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from optax_unf.contract import Tensor, channels_to_positions, positions_to_channels, tensors
-from optax_unf.nn.layout import ChannelAxis, Features, channels_first, to_tree
+from optax_unf.nn.layout import ChannelAxis, Features, channels_first, from_blocks, to_blocks, to_tree
 from optax_unf.nn.unf import _normal, _product, _std
 from optax_unf.paths import show_path
 from optax_unf.spec import PermutationSpec
@@ -77,12 +77,11 @@ class NFN(nn.Module):
             return features
         leaves = tensors(self.spec)
         dtype = jnp.result_type(*xs)
-        inputs = [positions_to_channels(x.astype(dtype), leaf) for x, leaf in zip(xs, leaves, strict=True)]
+        blocks = to_blocks([x.astype(dtype) for x in xs], self.spec)
+        inputs = [positions_to_channels(x, leaf) for x, leaf in zip(blocks, leaves, strict=True)]
         outputs = [functools.reduce(operator.add, terms) for terms in self._terms(leaves, inputs)]
-        ys = [
-            channels_to_positions(y, leaf, self.channels, leaf_spec.shape).astype(x.dtype)
-            for y, leaf, leaf_spec, x in zip(outputs, leaves, self.spec.leaves, xs, strict=True)
-        ]
+        blocks = [channels_to_positions(y, leaf, self.channels) for y, leaf in zip(outputs, leaves, strict=True)]
+        ys = [y.astype(x.dtype) for y, x in zip(from_blocks(blocks, self.spec), xs, strict=True)]
         return to_tree(ys, features, self.spec, self.channel_axis)
 
     def _terms(self, leaves: tuple[Tensor, ...], xs: list[Array]) -> list[list[Array]]:
@@ -140,7 +139,6 @@ def _layers(spec: PermutationSpec) -> tuple[tuple[tuple[int, int], ...], ...]:
     Raises:
       ValueError: the leaves are not a chain of kernels with at most one bias a layer.
     """
-    leaves = tensors(spec)
     names = tuple(spec.sizes)
 
     def refuse(leaf: int, required: str, found: str) -> NoReturn:
@@ -150,6 +148,10 @@ def _layers(spec: PermutationSpec) -> tuple[tuple[tuple[int, int], ...], ...]:
             f"which takes any spec."
         )
 
+    for k, leaf in enumerate(spec.leaves):
+        if len(leaf.blocks) > 1:
+            refuse(k, "no axis may be a Concat", f"has {len(leaf.blocks)} blocks")
+    leaves = tensors(spec)
     layers: list[list[tuple[int, int]]] = [[] for _ in names]
     # Layers that kernels link have the same number.
     chain = list(range(len(names)))

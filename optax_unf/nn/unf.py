@@ -26,7 +26,7 @@ from optax_unf.contract import (
     positions_to_channels,
     tensors,
 )
-from optax_unf.nn.layout import ChannelAxis, Features, channels_first, to_tree
+from optax_unf.nn.layout import ChannelAxis, Features, channels_first, from_blocks, to_blocks, to_tree
 from optax_unf.spec import PermutationSpec
 
 Coefficients: TypeAlias = Literal["full", "tied"]
@@ -42,7 +42,8 @@ class UNF(nn.Module):
     With `coefficients="full"` it spans all linear equivariant maps (Zhou, Finn & Harrison 2024,
     arXiv:2402.05232, Algorithm 1 and Eq. 30), and its weights fit this spec only. With `"tied"` coefficients,
     leaves share them by role (rank, kept axes, diagonals), so that the weights fit any spec: roles that they have
-    never seen contribute nothing, and fixed axes are treated as permuted.
+    never seen contribute nothing, and fixed axes are treated as permuted. Each block of a leaf with `Concat` axes
+    counts as a leaf.
 
     Attributes:
       spec: the permutation spec of the weight space.
@@ -79,14 +80,13 @@ class UNF(nn.Module):
             return features
         leaves = tensors(self.spec, fixed_as_permuted=self.coefficients == "tied")
         dtype = jnp.result_type(*xs)
-        inputs = [positions_to_channels(x.astype(dtype), leaf) for x, leaf in zip(xs, leaves, strict=True)]
+        blocks = to_blocks([x.astype(dtype) for x in xs], self.spec)
+        inputs = [positions_to_channels(x, leaf) for x, leaf in zip(blocks, leaves, strict=True)]
         contracted = [contract(x, leaf.names) for x, leaf in zip(inputs, leaves, strict=True)]
         mix = self._mix_tied if self.coefficients == "tied" else self._mix_full
         outputs = [functools.reduce(operator.add, terms) for terms in mix(leaves, contracted)]
-        ys = [
-            channels_to_positions(y, leaf, self.channels, leaf_spec.shape).astype(x.dtype)
-            for y, leaf, leaf_spec, x in zip(outputs, leaves, self.spec.leaves, xs, strict=True)
-        ]
+        blocks = [channels_to_positions(y, leaf, self.channels) for y, leaf in zip(outputs, leaves, strict=True)]
+        ys = [y.astype(x.dtype) for y, x in zip(from_blocks(blocks, self.spec), xs, strict=True)]
         return to_tree(ys, features, self.spec, self.channel_axis)
 
     def _mix_full(self, leaves: tuple[Tensor, ...], contracted: list[list[Array]]) -> list[list[Array]]:
