@@ -6,6 +6,7 @@ from optax_unf.axes import Concat as Concat
 from optax_unf.axes import Fixed as Fixed
 from optax_unf.check import SpecError as SpecError
 from optax_unf.check import check_spec as check_spec
+from optax_unf.infer import Inferred as Inferred
 from optax_unf.infer import infer_spec as infer_spec
 from optax_unf.network import OptimizerConfig as OptimizerConfig
 from optax_unf.optimizer import ScaleByUNFState as ScaleByUNFState

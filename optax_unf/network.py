@@ -14,8 +14,8 @@ from optax_unf.nn import NFN, UNF, DeepSets
 from optax_unf.nn.unf import Coefficients
 from optax_unf.spec import PermutationSpec
 
-# Larger leaves have a matrix product of their own, which costs nothing and leaves their sharding alone.
-_MOST_PACKED_ENTRIES = 2**12
+# Larger weight spaces go through the trunk leaf by leaf, which leaves their shardings alone.
+_MOST_PACKED_ENTRIES = 2**16
 
 Head: TypeAlias = Literal["unf", "nfn", "deepsets", "none"]
 
@@ -85,16 +85,16 @@ class UpdateNetwork(nn.Module):
           step: the encoding of the iteration number.
         """
         config = self.config
-        groups = _groups([leaf.shape for leaf in self.spec.leaves], config)
-        xs = [pack([features[leaf] for leaf in group]) if len(group) > 1 else features[group[0]] for group in groups]
+        shapes = [leaf.shape for leaf in self.spec.leaves]
+        # A pointwise trunk does not see leaves: small ones together are one matrix.
+        packed = not config.pool and sum(map(math.prod, shapes)) <= _MOST_PACKED_ENTRIES
+        xs = [pack(features)] if packed else list(features)
         for layer in range(config.hidden_layers):
             dense = DeepSets(config.hidden_channels, config.pool, channel_axis=0, name=f"trunk_{layer}")
             xs = jax.tree.map(jax.nn.relu, dense(xs, shared=step if layer == 0 else None))
-        hidden: dict[int, Array] = {}
-        for group, x in zip(groups, xs, strict=True):
-            shapes = [self.spec.leaves[leaf].shape for leaf in group]
-            hidden.update(zip(group, unpack(x, shapes) if len(group) > 1 else [x], strict=True))
-        tree = {path: hidden[leaf] for leaf, path in enumerate(self.spec.paths)}
+        if packed:
+            xs = unpack(xs[0], shapes)
+        tree = dict(zip(self.spec.paths, xs, strict=True))
         if config.head == "unf":
             head = UNF(self.spec, 1, config.coefficients, channel_axis=0, name="head")
         elif config.head == "nfn":
@@ -103,10 +103,3 @@ class UpdateNetwork(nn.Module):
             head = DeepSets(1, config.pool, channel_axis=0, name="head")
         out = head(tree)
         return [out[path][0] for path in self.spec.paths]
-
-
-def _groups(shapes: Sequence[tuple[int, ...]], config: OptimizerConfig) -> list[list[int]]:
-    """Leaves that go through the trunk as one matrix: a pointwise trunk does not see which leaf an entry is of."""
-    small = [n for n, shape in enumerate(shapes) if math.prod(shape) <= _MOST_PACKED_ENTRIES and not config.pool]
-    groups = [[n] for n in range(len(shapes)) if n not in small]
-    return [*groups, small] if small else groups

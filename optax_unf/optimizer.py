@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
 from optax_unf.features import DECAYS, encode_step, normalize
+from optax_unf.infer import Inferred
 from optax_unf.network import UpdateNetwork
 from optax_unf.paths import leaves_by_path, show_path
 from optax_unf.read_spec import make_spec
@@ -21,7 +22,7 @@ from optax_unf.spec import PermutationSpec
 from optax_unf.weights import MetaWeights, check_fits, load_weights
 
 Weights: TypeAlias = MetaWeights | str | Path
-Spec: TypeAlias = PermutationSpec | PyTree | None
+Spec: TypeAlias = PermutationSpec | Inferred | PyTree | None
 
 
 class ScaleByUNFState(NamedTuple):
@@ -55,7 +56,8 @@ def scale_by_unf(
 
     Args:
       weights: a name of `optax_unf.list_pretrained()`, a path, or meta-weights.
-      spec: a `PermutationSpec`, or the nested tuples of names that `make_spec` takes. By default the weights' own
+      spec: a `PermutationSpec`, the nested tuples of names that `make_spec` takes, or `Inferred(loss, *args)`, which
+        infers it from a function. By default the weights' own
         where they belong to one weight space, else a name of its own for every axis. A spec of a whole model also
         serves for a part of it, such as `optax.masked` and `optax.partition` pass on.
       accumulator_dtype: of the momenta. By default that of the parameter, but at least float32: an average at decay
@@ -203,8 +205,7 @@ def _direction(
 
 
 def _cast(leaves: Sequence[Array], like: Sequence[Array]) -> list[Array]:
-    from jax.experimental.shard_alike import shard_alike
-    return [shard_alike(x.astype(jnp.result_type(y)), jnp.asarray(y))[0] for x, y in zip(leaves, like, strict=True)]
+    return [x.astype(jnp.result_type(y)) for x, y in zip(leaves, like, strict=True)]
 
 
 def _weight_space(weights: MetaWeights, spec: Spec, params: PyTree) -> PermutationSpec:
@@ -213,6 +214,8 @@ def _weight_space(weights: MetaWeights, spec: Spec, params: PyTree) -> Permutati
         shapes = {path: jnp.shape(x) for path, x in leaves_by_path(params).items()}
         if shapes == {leaf.path: leaf.shape for leaf in weights.spec.leaves}:
             return weights.spec
+    if isinstance(spec, Inferred):
+        spec = spec.of(params)
     part = restrict(spec, params)
     space = part if isinstance(part, PermutationSpec) else make_spec(part, params)
     check_fits(weights, space)

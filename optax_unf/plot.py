@@ -1,6 +1,6 @@
 """A picture of a permutation spec: a row per leaf, and for each name a line that ties the leaves it acts on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from optax_unf.axes import Axis, Concat, Name, atoms_of, factors_of
@@ -58,18 +58,16 @@ def plot_spec(spec: PermutationSpec, ax: "Axes | None" = None) -> "Axes":
     shown = [[*_pieces(leaf)] for leaf in spec.leaves]
 
     # Everything is placed in units of characters and rows.
-    shape_at = max((len(_path(leaf)) for leaf in spec.leaves), default=0) + 2
-    lanes_at = shape_at + max((len(str(leaf.shape)) for leaf in spec.leaves), default=0) + _LANE
+    shape_at = _longest(_path(leaf) for leaf in spec.leaves) + 2
+    lanes_at = shape_at + _longest(str(leaf.shape) for leaf in spec.leaves) + _LANE + 1
     axes_at = lanes_at + _LANE * (2 + max(lanes.values(), default=-1))
-    width = axes_at + max((sum(len(text) for text, _ in pieces) for pieces in shown), default=0) + 1
+    width = axes_at + _longest("".join(text for text, _ in pieces) for pieces in shown) + 1
     height = len(spec.leaves) + 1.0
     if ax is None:
         inches = _FONT / 72
         figure = Figure(figsize=(width * _CHARACTER * inches, height * _LINE * inches), dpi=150)
         ax = figure.add_axes((0, 0, 1, 1))
-    ax.set(xlim=(0, width), ylim=(height - 0.5, -0.5 - 0.5))
-    ax.set_axis_off()
-    size = _font_size(ax, width, height)
+    size = _fit(ax, width, height)
 
     def write(x: float, y: float, text: str, **style: Any) -> None:
         ax.text(x, y, text, family="monospace", va="center_baseline", fontsize=size, **style)
@@ -82,6 +80,8 @@ def plot_spec(spec: PermutationSpec, ax: "Axes | None" = None) -> "Axes":
 
     for name, where in rows.items():
         ax.plot([lane(name)] * 2, [where[0], where[-1]], color=colour(name), linewidth=size / 6, zorder=1)
+    for x, heading in ((0.5, "leaf"), (shape_at, "shape"), (axes_at, "axes")):
+        write(x, -1, heading, color=_FIXED, style="italic")
     module, shaded = None, True
     for row, (leaf, pieces) in enumerate(zip(spec.leaves, shown, strict=True)):
         if module != (module := leaf.path.rpartition("/")[0]):
@@ -95,9 +95,9 @@ def plot_spec(spec: PermutationSpec, ax: "Axes | None" = None) -> "Axes":
             write(x, row, text, color="black" if text.strip("*+(), ") == "" else colour(name))
             x += len(text)
     for (name, row), axes in markers.items():
-        box = {"boxstyle": "circle,pad=0.15", "facecolor": colour(name), "edgecolor": "none"}
-        text = ",".join(map(str, axes))
-        ax.text(lane(name), row, text, color="white", fontsize=size * 0.75, ha="center", va="center_baseline", bbox=box)
+        box = {"boxstyle": "round,pad=0.2,rounding_size=0.55", "facecolor": colour(name), "edgecolor": "none"}
+        marker = {"fontsize": size * 0.75, "color": "white", "ha": "center", "va": "center_baseline", "bbox": box}
+        ax.text(lane(name), row, ",".join(map(str, axes)), **marker)
     return ax
 
 
@@ -105,11 +105,18 @@ def _path(leaf: LeafSpec) -> str:
     return leaf.path or "(bare array)"
 
 
-def _font_size(ax: "Axes", width: float, height: float) -> float:
-    """The largest font with which rows and lines fit the axes."""
-    box = ax.get_window_extent()
-    points = 72 / ax.figure.dpi
-    return min(_FONT, box.width * points / width / _CHARACTER, box.height * points / height / _LINE)
+def _longest(texts: Iterable[str]) -> int:
+    return max(map(len, texts), default=0)
+
+
+def _fit(ax: "Axes", width: float, height: float) -> float:
+    """Makes characters and rows the units of the axes, and returns the largest font, in points, with which all fit."""
+    box, points = ax.get_window_extent(), 72 / ax.figure.dpi
+    columns, lines = box.width * points / _CHARACTER, box.height * points / _LINE  # of a font of one point
+    size = min(_FONT, columns / width, lines / height)
+    ax.set(xlim=(0, columns / size), ylim=(lines / size - 1.5, -1.5))
+    ax.set_axis_off()
+    return size
 
 
 def _markers(leaf: LeafSpec) -> dict[Name | None, list[int]]:

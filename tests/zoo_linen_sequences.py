@@ -216,7 +216,10 @@ def linen_vision_transformer():
 
 
 def linen_mixer():
-    """Dense layers over the patches, which keep their places, and over the channels."""
+    """Dense layers over the patches, which keep their places, and over the channels.
+
+    The second bias over the patches has no effect on normalized channels.
+    """
 
     class Model(nn.Module):
         @nn.compact
@@ -226,10 +229,11 @@ def linen_mixer():
             y = MLP(5, name="tokens")(nn.LayerNorm(name="norm_a")(x).swapaxes(1, 2))
             x = x + y.swapaxes(1, 2)
             x = x + MLP(7, name="channels")(nn.LayerNorm(name="norm_b")(x))
-            return nn.Dense(8, name="out")(x.mean(1))
+            return nn.Dense(8, name="out")(nn.LayerNorm(name="norm")(x).mean(1))
 
     axes = {
         "patches": {"kernel": (None, None, None, "d"), "bias": ("d",)},
+        "norm": scaled("d"),
         "norm_a": scaled("d"),
         "tokens": feed_forward(None, "t"),
         "norm_b": scaled("d"),

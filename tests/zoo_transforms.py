@@ -64,11 +64,11 @@ def nested_jit():
 
 
 def gradient_penalty():
-    """Gradients with respect to the inputs, inside of the loss. The outputs are only summed: they permute."""
+    """Gradients with respect to the inputs, inside of the loss. The last units are summed, and permute."""
 
     def fn(params, x):
-        slopes = jax.vmap(jax.grad(lambda x: forward(params, x).sum()))(x)
-        return jnp.mean((jnp.linalg.norm(slopes, axis=-1) - 1) ** 2) + forward(params, x).mean()
+        critic = lambda x: jax.nn.softplus(forward(params, x)).sum()  # noqa: E731
+        return jnp.mean((jnp.linalg.norm(jax.vmap(jax.grad(critic))(x), axis=-1) - 1) ** 2) + critic(x)
 
     return Case(fn, random(MLP_SHAPES), (normal(4, 3),), [*MLP[:2], dense("b", "out")])
 
@@ -119,25 +119,27 @@ def equilibrium_fori_loop():
 def branches():
     """Two ways through, each with units of its own, between shared layers."""
 
-    def fn(params, x, flag):
+    def fn(params, x, flags):
         x = jnp.tanh(affine(params["in"], x))
-        inner = lambda p: lambda x: jax.nn.relu(affine(p[0], x)) @ p[1]["w"] + p[1]["b"]  # noqa: E731
-        x = jax.lax.cond(flag, inner(params["yes"]), inner(params["no"]), x)
-        return affine(params["out"], x)
+        inner = lambda p: lambda x: affine(p[1], jax.nn.relu(affine(p[0], x)))  # noqa: E731
+        return [affine(params["out"], jax.lax.cond(f, inner(params["yes"]), inner(params["no"]), x)) for f in flags]
 
     def axes(i, a, yes, no, b, o):
         branch = lambda h: [dense(a, h), dense(h, b)]  # noqa: E731
         return {"in": dense(i, a), "yes": branch(yes), "no": branch(no), "out": dense(b, o)}
 
     return Case(
-        fn, random(axes(3, 5, 6, 7, 8, 2)), (normal(4, 3), jnp.asarray(True)), axes(None, "a", "yes", "no", "b", None)
+        fn,
+        random(axes(3, 5, 6, 7, 8, 2)),
+        (normal(4, 3), jnp.asarray([True, False])),
+        axes(None, "a", "yes", "no", "b", None),
     )
 
 
 def custom_gradients():
     """An activation with a derivative of its own (a straight-through step), once forwards and once backwards.
 
-    The outputs are only summed: they permute.
+    The last units are summed, and permute.
     """
 
     @jax.custom_vjp
@@ -147,8 +149,8 @@ def custom_gradients():
     step.defvjp(lambda x: (step(x), x), lambda x, g: (g * jax.nn.sigmoid(x),))
 
     def fn(params, x):
-        slopes = jax.grad(lambda x: forward(params, x, step).sum())(x)
-        return forward(params, x, step).sum() + jnp.sum(slopes**2)
+        value, slopes = jax.value_and_grad(lambda x: jnp.square(forward(params, x, step)).sum())(x)
+        return value + jnp.sum(slopes**2)
 
     return Case(fn, random(MLP_SHAPES), (normal(4, 3),), [*MLP[:2], dense("b", "out")])
 

@@ -1,3 +1,4 @@
 """Permutation specs inferred from functions."""
 
 from optax_unf.infer.infer_spec import infer_spec as infer_spec
+from optax_unf.infer.inferred import Inferred as Inferred

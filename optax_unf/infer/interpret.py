@@ -28,6 +28,7 @@ class Interpreter:
     def __init__(self, *, strict: bool = False) -> None:
         self.strict = strict
         self._unknown: set[str] = set()
+        self._within: list[JaxprEqn] = []  # the operations that are being followed, from the outermost
 
     def run(self, jaxpr: Jaxpr, consts: Sequence[Value], inputs: Sequence[Value]) -> list[Value]:
         """The outputs of a jaxpr."""
@@ -38,7 +39,9 @@ class Interpreter:
             return constant_value(np.asarray(atom.val)) if isinstance(atom, Literal) else env[atom]
 
         for eqn in jaxpr.eqns:
+            self._within.append(eqn)
             env |= zip(eqn.outvars, self._apply(eqn, tuple(map(read, eqn.invars))), strict=True)
+            self._within.pop()
         return [read(atom) for atom in jaxpr.outvars]
 
     def call(self, closed: ClosedJaxpr | Jaxpr, inputs: Sequence[Value]) -> list[Value]:
@@ -68,8 +71,8 @@ class Interpreter:
         touched = [term for value in values for term in value.axes]
         if name not in self._unknown | _IGNORED and any(map(is_movable, touched)):
             message = (
-                f"infer_spec has no rule for the primitive {name!r}, used at {_source(eqn)}: the axes of its operands "
-                f"are taken as fixed, so that symmetries may be missed but none is false."
+                f"infer_spec has no rule for the primitive {name!r}, used at {_source(self._within)}: the axes of its "
+                f"operands are taken as fixed, so that symmetries may be missed but none is false."
             )
             if self.strict:
                 raise NotImplementedError(f"{message} Replace the operation, or drop strict=True.")
@@ -104,12 +107,13 @@ def _inner_call(eqn: JaxprEqn) -> ClosedJaxpr | Jaxpr | None:
     return found[0] if same and not (isinstance(found[0], Jaxpr) and found[0].constvars) else None
 
 
-def _source(eqn: JaxprEqn) -> str:
+def _source(within: Sequence[JaxprEqn]) -> str:
     """The innermost line of the user's that made the operation."""
-    traceback = eqn.source_info.traceback
-    for frame in traceback.frames if traceback else ():
-        if "/jax/" not in frame.file_name.replace("\\", "/"):
-            return f"{frame.file_name}:{frame.line_num}"
+    for eqn in reversed(within):
+        traceback = eqn.source_info.traceback
+        for frame in traceback.frames if traceback else ():
+            if "/jax/" not in frame.file_name.replace("\\", "/"):
+                return f"{frame.file_name}:{frame.line_num}"
     return "an unknown line"
 
 

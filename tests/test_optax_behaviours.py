@@ -1,0 +1,533 @@
+"""What users do with optax optimizers, done with this one: wrappers, masks, dtypes, transformations of the update."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from learned import AXES, HEADS, SPEC, make_params, make_weights
+
+from optax_unf import OptimizerConfig, init_weights, make_spec, scale_by_unf, unf
+
+DTYPES = ["float16", "bfloat16", "float32", "float64"]
+each_head = pytest.mark.parametrize("head", HEADS)
+
+
+@functools.cache
+def weights_of(head):
+    return make_weights(head)
+
+
+def make(head, **kwargs):
+    return unf(weights_of(head), spec=SPEC, **kwargs)
+
+
+def descend(tx, steps=3, params=None, grads=None):
+    """Parameters and state after some steps with gradients that do not depend on the parameters."""
+    params = make_params() if params is None else params
+
+    @jax.jit
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = tx.init(params)
+    for n in range(steps):
+        params, state = step(params, state, make_params(n + 1) if grads is None else grads)
+    return params, state
+
+
+def close(a, b, tolerance=1e-5):
+    chex.assert_trees_all_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+# Arguments and hyperparameters.
+
+
+@each_head
+def test_unknown_arguments_are_ignored(head):
+    params, grads, tx = make_params(), make_params(1), make(head)
+    wrapped = [
+        tx,
+        optax.chain(optax.identity(), tx),
+        optax.named_chain(("learned", tx), ("then", optax.identity())),
+        optax.with_extra_args_support(tx),
+    ]
+
+    @jax.jit
+    def updates(value):
+        extra = [t.update(grads, t.init(params), params, value=value, unknown="x")[0] for t in wrapped]
+        return tx.update(grads, tx.init(params), params)[0], extra
+
+    plain, extra = updates(jnp.float32(1.0))
+    for one in extra:
+        chex.assert_trees_all_equal(one, plain)
+
+
+@each_head
+@pytest.mark.parametrize("kind", ["float", "int", "array", "schedule"])
+def test_the_learning_rate_can_be_injected(head, kind):
+    rate = {"float": 0.5, "int": 1, "array": jnp.float32(0.5), "schedule": optax.linear_schedule(0.5, 0.1, 2)}[kind]
+    injected = optax.inject_hyperparams(unf)(weights_of(head), spec=SPEC, learning_rate=rate)
+    (params, state), (expected, _) = descend(injected), descend(make(head, learning_rate=rate))
+    close(params, expected)
+    assert float(state.hyperparams["learning_rate"]) == pytest.approx(float(rate(2) if callable(rate) else rate))
+
+
+def test_an_injected_rate_changes_without_retracing():
+    tx = optax.inject_hyperparams(unf)("mlp-fashion-mnist-sgdm", learning_rate=1.0, accumulator_dtype="bfloat16")
+    params, grads = make_params(), make_params(1)
+    update = jax.jit(chex.assert_max_traces(tx.update, 1))
+    state = tx.init(params)
+    once, state = update(grads, state, params)
+    chex.assert_trees_all_equal_dtypes(optax.tree.get(state, "momenta")[0], jax.tree.map(jnp.bfloat16, params))
+    state = tx.init(params)
+    state.hyperparams["learning_rate"] = jnp.asarray(3.0)
+    thrice, _ = update(grads, state, params)
+    close(thrice, jax.tree.map(lambda x: 3 * x, once))
+    chex.clear_trace_counter()
+
+
+@each_head
+def test_a_constant_schedule_is_the_constant(head):
+    schedule = optax.constant_schedule(0.3)
+    chex.assert_trees_all_equal(descend(make(head, learning_rate=schedule))[0], descend(make(head, learning_rate=0.3))[0])
+
+
+def test_the_count_stops_at_its_largest_value():
+    tx, params = scale_by_unf(weights_of("deepsets")), make_params()
+    last = jnp.asarray(np.iinfo(np.int32).max, jnp.int32)
+    updates, state = jax.jit(tx.update)(params, tx.init(params)._replace(count=last), params)
+    assert state.count == last
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(updates))
+
+
+# Accumulation over micro-batches.
+
+
+@each_head
+def test_multi_steps_is_one_large_batch(head):
+    tx, batches = make(head), [make_params(n) for n in range(1, 5)]
+    large = jax.tree.map(lambda *x: sum(x) / 4, *batches)
+    small = optax.MultiSteps(tx, every_k_schedule=4)
+    params, state = make_params(), small.init(make_params())
+    update = jax.jit(small.update)
+    for n, grads in enumerate(batches):
+        updates, state = update(grads, state, params)
+        if n < 3:
+            chex.assert_trees_all_equal(updates, jax.tree.map(jnp.zeros_like, params))
+    params = optax.apply_updates(params, updates)
+    expected, expected_state = descend(tx, steps=1, grads=large)
+    close(params, expected)
+    close(state.inner_opt_state, expected_state)
+
+
+@each_head
+def test_apply_every_adds_up_the_updates(head):
+    tx, every, params = make(head), optax.chain(make(head), optax.apply_every(3)), make_params()
+    plain, many = jax.jit(tx.update), jax.jit(every.update)
+    state, every_state = tx.init(params), every.init(params)
+    total = jax.tree.map(jnp.zeros_like, params)
+    for n in range(3):
+        one, state = plain(make_params(n), state, params)
+        total = jax.tree.map(jnp.add, total, one)
+        held, every_state = many(make_params(n), every_state, params)
+        expected = total if n == 2 else jax.tree.map(jnp.zeros_like, params)
+        close(held, expected)
+
+
+def test_apply_every_is_one_large_batch_where_the_update_is_linear():
+    # Without momentum and network the sum of k updates is one update with the sum of the gradients.
+    weights = init_weights(OptimizerConfig(head="none", gamma_0=1e-6), SPEC, jax.random.key(0))
+    batches = [make_params(n) for n in (1, 2)]
+    every = optax.chain(unf(weights), optax.apply_every(2))
+    state = every.init(make_params())
+    for grads in batches:
+        updates, state = every.update(grads, state, make_params())
+    once, _ = unf(weights).update(jax.tree.map(jnp.add, *batches), unf(weights).init(make_params()), make_params())
+    close(updates, once)
+
+
+# Partial trees.
+
+KERNELS = {"w": True, "b": False, "scale": False}
+any_space = pytest.mark.parametrize("head", ["none", "deepsets", "tied"])
+
+
+def only(tree, mask=KERNELS):
+    return {key: x for key, x in tree.items() if mask[key]}
+
+
+def spec_of(kind):
+    return {"names": AXES, "spec": SPEC, "none": None, "part": make_spec(only(AXES), only(make_params()))}[kind]
+
+
+@any_space
+@pytest.mark.parametrize("kind", ["names", "spec", "none", "part"])
+def test_masked_is_the_optimizer_of_the_part(head, kind):
+    tx = unf(weights_of(head), spec=spec_of(kind))
+    params, state = descend(optax.masked(tx, KERNELS), steps=2)
+    expected, _ = descend(tx, steps=2, params=only(make_params()), grads=None)
+    # masked passes on the gradients of the rest as they are.
+    rest = {k: x + make_params(1)[k] + make_params(2)[k] for k, x in make_params().items() if not KERNELS[k]}
+    close(params, expected | rest)
+    assert optax.tree.get(state, "count") == 2
+
+
+def grads_of_part(grads):
+    return only(grads)
+
+
+@any_space
+def test_partition_gives_each_leaf_to_one_optimizer(head):
+    tx, labels = make(head), {key: "learned" if mask else "adam" for key, mask in KERNELS.items()}
+    adam = optax.adam(0.1)
+    params, _ = descend(optax.partition({"learned": tx, "adam": adam}, labels))
+    kernels, _ = descend(optax.masked(tx, KERNELS))
+    rest, _ = descend(adam)
+    close(params, {key: (kernels if mask else rest)[key] for key, mask in KERNELS.items()})
+
+
+@each_head
+def test_freeze_keeps_parameters(head):
+    frozen = {key: not mask for key, mask in KERNELS.items()}
+    params, _ = descend(optax.chain(make(head), optax.freeze(frozen)))
+    assert all((params[key] == make_params()[key]).all() == frozen[key] for key in params)
+    moving, _ = descend(make(head), steps=1)
+    close(descend(optax.chain(make(head), optax.freeze(frozen)), steps=1)[0]["w"], moving["w"])
+
+
+@pytest.mark.parametrize("kind", ["names", "spec", "none"])
+def test_full_coefficients_refuse_a_part(kind):
+    tx = optax.masked(unf(weights_of("full"), spec=spec_of(kind)), KERNELS)
+    with pytest.raises(ValueError, match="full coefficients, which fit only.*parameters have no such leaf"):
+        tx.update(make_params(1), tx.init(make_params()), make_params())
+
+
+@pytest.mark.parametrize("kind", ["names", "spec", "part"])
+def test_full_coefficients_of_the_part_fit_it(kind):
+    weights = make_weights("full", make_spec(only(AXES), only(make_params())))
+    tx = unf(weights, spec=spec_of(kind))
+    masked, _ = descend(optax.masked(tx, KERNELS))
+    part = make_params()
+    part, _ = descend_part(tx, only(part))
+    close(only(masked), part)
+
+
+def descend_part(tx, params):
+    state = tx.init(params)
+    for n in range(3):
+        updates, state = jax.jit(tx.update)(only(make_params(n + 1)), state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+def test_a_leaf_without_an_entry_is_an_error_under_a_mask_too():
+    tx = optax.masked(unf(weights_of("deepsets"), spec=make_spec({"w": AXES["w"]}, only(make_params()))), {**KERNELS, "b": True})
+    with pytest.raises(ValueError, match="no entry for the leaf 'b'"):
+        tx.update(make_params(1), tx.init(make_params()), make_params())
+
+
+# In chains and wrappers.
+
+
+@each_head
+def test_transformations_before_and_after(head):
+    params, grads, tx = make_params(), make_params(1), make(head)
+    chained = optax.chain(
+        optax.clip_by_global_norm(0.5), tx, optax.add_decayed_weights(-0.01), optax.scale(2.0)
+    )
+
+    @jax.jit
+    def both():
+        clipped = jax.tree.map(lambda g: g * 0.5 / optax.tree.norm(grads), grads)
+        step, _ = tx.update(clipped, tx.init(params), params)
+        return (
+            chained.update(grads, chained.init(params), params)[0],
+            jax.tree.map(lambda u, p: 2 * (u - 0.01 * p), step, params),
+        )
+
+    close(*both())
+
+
+@each_head
+def test_apply_if_finite_drops_a_step(head):
+    tx = optax.apply_if_finite(make(head), max_consecutive_errors=2)
+    params, state = descend(tx, steps=1)
+    bad = make_params(2) | {"scale": jnp.asarray(jnp.nan)}
+    updates, after = jax.jit(tx.update)(bad, state, params)
+    chex.assert_trees_all_equal(updates, jax.tree.map(jnp.zeros_like, params))
+    chex.assert_trees_all_equal(after.inner_state, state.inner_state)
+
+
+@each_head
+def test_lookahead(head):
+    tx, start = make(head), make_params()
+    ahead = optax.lookahead(tx, sync_period=2, slow_step_size=0.5)
+    params = optax.LookaheadParams.init_synced(start)
+    state, update = ahead.init(params), jax.jit(ahead.update)
+    for n in (1, 2):
+        updates, state = update(make_params(n), state, params)
+        params = optax.apply_updates(params, updates)
+    fast, _ = descend(tx, steps=2)
+    close(params.slow, jax.tree.map(lambda a, b: 0.5 * (a + b), start, fast))
+    close(params.fast, params.slow)
+
+
+@each_head
+def test_schedule_free(head):
+    tx = optax.contrib.schedule_free(make(head), learning_rate=0.1, b1=0.9)
+    _, state = descend(tx, steps=1)
+    expected, _ = descend(make(head), steps=1)
+    close(state.z, expected)
+
+
+# The state.
+
+
+@each_head
+@pytest.mark.parametrize("accumulator_dtype", [None, "bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", [*DTYPES, "mixed"])
+def test_types_are_stable(head, dtype, accumulator_dtype):
+    with jax.enable_x64(dtype == "float64"):
+        kinds = DTYPES[:3] if dtype == "mixed" else [dtype] * 3
+        params = {k: x.astype(d) for (k, x), d in zip(make_params().items(), kinds, strict=True)}
+        tx = unf(weights_of(head), spec=SPEC, accumulator_dtype=accumulator_dtype)
+        state = jax.eval_shape(tx.init, params)
+        updates, after = jax.eval_shape(tx.update, params, state, params)
+        for old, new in zip(jax.tree.leaves((params, state)), jax.tree.leaves((updates, after)), strict=True):
+            assert (old.shape, old.dtype) == (new.shape, new.dtype)
+            assert not new.weak_type
+        wide = accumulator_dtype or {"float64": "float64"}.get(dtype, "float32")
+        assert {str(m.dtype) for m in jax.tree.leaves(after[0].momenta)} == {wide}
+
+
+@each_head
+def test_narrow_parameters_get_the_rounded_update(head):
+    # Values that bfloat16 and float16 hold exactly, so that the features are the same.
+    def exact(seed, dtype):
+        return jax.tree.map(lambda x: jnp.round(4 * x).astype(dtype) / 4, make_params(seed))
+
+    tx = make(head)
+    update = jax.jit(lambda g, p: tx.update(g, tx.init(p), p)[0])
+    wide = update(exact(1, jnp.float32), exact(0, jnp.float32))
+    for dtype in (jnp.bfloat16, jnp.float16):
+        narrow = update(exact(1, dtype), exact(0, dtype))
+        chex.assert_trees_all_close(
+            jax.tree.map(jnp.float32, narrow), wide, rtol=3 * float(jnp.finfo(dtype).eps), atol=1e-6
+        )
+        mixed = update(exact(1, dtype), exact(0, jnp.float32))
+        chex.assert_trees_all_close(mixed, wide, rtol=1e-6, atol=1e-6)
+
+
+@each_head
+def test_float64_updates_are_more_precise(head):
+    with jax.enable_x64(True):
+        tx = make(head)
+        update = jax.jit(lambda g, p: tx.update(g, tx.init(p), p)[0])
+        double = update(*(jax.tree.map(jnp.float64, make_params(n)) for n in (1, 0)))
+        single = update(make_params(1), make_params())
+        assert all(x.dtype == jnp.float64 for x in jax.tree.leaves(double))
+        chex.assert_trees_all_close(jax.tree.map(jnp.float32, double), single, rtol=1e-4, atol=1e-5)
+        assert any((a != b).any() for a, b in zip(jax.tree.leaves(double), jax.tree.leaves(single), strict=True))
+
+
+def test_accumulator_dtype_rounds_the_momenta_alone():
+    # The first update sees the momenta before they are rounded.
+    plain, narrow = make("deepsets"), make("deepsets", accumulator_dtype=jnp.bfloat16)
+    (a, wide), (b, rounded) = descend(plain, steps=1), descend(narrow, steps=1)
+    chex.assert_trees_all_equal(a, b)
+    chex.assert_trees_all_equal(jax.tree.map(jnp.bfloat16, wide[0].momenta), rounded[0].momenta)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "complex64", bool])
+def test_accumulator_dtype_must_be_real(dtype):
+    with pytest.raises(TypeError, match="accumulator_dtype must be real floating-point"):
+        make("none", accumulator_dtype=dtype)
+
+
+@each_head
+def test_one_trace_and_donation(head):
+    tx, params = make(head), make_params()
+    traces = []
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state, grads):
+        traces.append(1)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = tx.init(params)
+    for n in range(3):
+        old, (params, state) = (params, state), step(params, state, make_params(n))
+        assert all(x.is_deleted() for x in jax.tree.leaves(old))
+    assert len(traces) == 1
+    assert step._cache_size() == 1
+
+
+@each_head
+def test_the_state_is_a_carry(head):
+    tx, grads = make(head), jax.tree.map(lambda *x: jnp.stack(x), *(make_params(n) for n in (1, 2, 3)))
+
+    def body(carry, grads):
+        params, state = carry
+        updates, state = jax.lax.cond(True, tx.update, lambda g, s, p: (g, s), grads, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    (params, state), _ = jax.jit(lambda c: jax.lax.scan(body, c, grads))((make_params(), tx.init(make_params())))
+    expected, expected_state = descend(tx)
+    close((params, state), (expected, expected_state))
+
+
+@each_head
+def test_tree_utilities(head):
+    tx, params = make(head), make_params()
+    _, state = descend(tx, steps=2)
+    assert optax.tree.get(state, "count") == 2
+    doubled = optax.tree.map_params(tx, lambda m: 2 * m, state)
+    assert doubled[0].count == 2
+    chex.assert_trees_all_equal(doubled[0].momenta, jax.tree.map(lambda m: 2 * m, state[0].momenta))
+    reset = optax.tree.set(state, count=jnp.zeros([], jnp.int32))
+    assert reset[0].count == 0
+    shards = optax.tree.map_params(tx, lambda _, path: path, state, {k: k for k in params})
+    assert shards[0].momenta[6] == {k: k for k in params}
+
+
+@each_head
+def test_abstract_parameters(head):
+    tx = make(head)
+    abstract = jax.eval_shape(make_params)
+    types = jax.tree.map(lambda x: (x.shape, x.dtype), jax.eval_shape(tx.init, abstract))
+    assert types == jax.tree.map(lambda x: (x.shape, x.dtype), tx.init(make_params()))
+    assert types == jax.tree.map(lambda x: (x.shape, x.dtype), tx.init(abstract))
+
+
+# Trees.
+
+
+@pytest.mark.parametrize("head", ["none", "deepsets", "tied"])
+@pytest.mark.parametrize(
+    "params",
+    [
+        jnp.ones((2, 3)),
+        jnp.float32(1.0),
+        [[jnp.ones((2, 3)), jnp.ones(3)], [jnp.ones((3, 1)), jnp.ones(1)]],
+        (jnp.ones(2), {"a": None, "b": [jnp.ones(2)]}),
+        [1.0, 2.0],
+        [np.ones(2, np.float32)],
+    ],
+    ids=["array", "scalar", "lists", "mixed", "floats", "numpy"],
+)
+def test_trees_as_users_write_them(head, params):
+    tx = unf(weights_of(head))
+    state = tx.init(params)
+    updates, after = jax.jit(tx.update)(params, state, params)
+    assert jax.tree.structure(updates) == jax.tree.structure(params)
+    assert all((u < 0).all() for u in jax.tree.leaves(updates)) or head == "tied"
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize("head", ["none", "deepsets", "tied"])
+@pytest.mark.parametrize("params", [{}, [], {"a": {}, "b": None}, optax.MaskedNode()])
+def test_nothing_to_update(head, params):
+    tx = unf(weights_of(head), spec=SPEC if isinstance(params, optax.MaskedNode) else None)
+    updates, state = tx.update(params, tx.init(params), params)
+    assert updates == params
+    assert state[0].count == 1
+
+
+# Transformations.
+
+
+@each_head
+def test_vmap_over_parameters(head):
+    tx = make(head)
+    many = [(make_params(n + 10), make_params(n)) for n in range(3)]
+    grads, params = jax.tree.map(lambda *x: jnp.stack(x), *many)
+    states = jax.vmap(tx.init)(params)
+    updates, states = jax.jit(jax.vmap(tx.update))(grads, states, params)
+    for n, (g, p) in enumerate(many):
+        close(jax.tree.map(lambda x, n=n: x[n], updates), jax.jit(tx.update)(g, tx.init(p), p)[0])
+    assert states[0].count.shape == (3,)
+
+
+@each_head
+def test_vmap_over_meta_weights(head):
+    params, grads = make_params(), make_params(1)
+    many = [jax.tree.map(lambda x, c=c: c * x, weights_of(head)) for c in (0.5, 1.5)]
+
+    @jax.jit
+    def update(weights):
+        tx = unf(weights, spec=SPEC)
+        return tx.update(grads, tx.init(params), params)[0]
+
+    together = jax.jit(jax.vmap(update))(jax.tree.map(lambda *x: jnp.stack(x), *many))
+    for n, weights in enumerate(many):
+        close(jax.tree.map(lambda x, n=n: x[n], together), update(weights))
+
+
+@each_head
+def test_gradient_through_an_update(head):
+    def after(weights, params, grads):
+        tx = unf(weights, spec=SPEC)
+        updates, _ = tx.update(grads, tx.init(params), params)
+        return optax.tree.sum(jax.tree.map(jnp.square, optax.apply_updates(params, updates)))
+
+    slope = jax.jit(jax.grad(after, argnums=(0, 1, 2)))
+    arguments = (weights_of(head), make_params(), make_params(1))
+    direction = jax.tree.map(lambda x: jax.random.normal(jax.random.key(3), x.shape), arguments)
+    ahead, behind = (
+        after(*jax.tree.map(lambda x, d, h=h: x + h * d, arguments, direction)) for h in (1e-3, -1e-3)
+    )
+    predicted = optax.tree.vdot(slope(*arguments), direction)
+    assert float(predicted) == pytest.approx(float(ahead - behind) / 2e-3, rel=2e-2, abs=2e-2)
+    # Where nothing has a scale yet.
+    zeros = jax.tree.map(jnp.zeros_like, make_params())
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(slope(weights_of(head), zeros, zeros)))
+
+
+# Convergence, on optax's own test problems.
+
+
+def parabola(x):
+    return jnp.sum((x - jnp.array([1.0, -1.0, 1.0])) ** 2)
+
+
+def rosenbrock(x):
+    return (1.0 - x[0]) ** 2 + 100.0 * (x[1] - x[0] ** 2) ** 2
+
+
+def matrix(x):
+    return jnp.sum((jnp.array([[1.0, 0.5], [0.2, 2.0]]) @ x - jnp.eye(2)) ** 2)
+
+
+def pair(x):
+    return jnp.sum((x[0] - 2.0) ** 2) + jnp.sum((x[1] + x[0][:1]) ** 2)
+
+
+@pytest.mark.parametrize("name", ["mlp-fashion-mnist-sgdm", "mlp-fashion-mnist-deepsets"])
+@pytest.mark.parametrize(
+    ("loss", "start", "rate"),
+    [
+        (parabola, np.float32([-1.0, 10.0, 1.0]), None),
+        (rosenbrock, np.zeros(2, np.float32), 1e-3),
+        (matrix, np.zeros((2, 2), np.float32), None),
+        (pair, (np.zeros(2, np.float32), np.ones((3, 1), np.float32)), None),
+    ],
+    ids=["parabola", "rosenbrock", "matrix", "pair"],
+)
+def test_convergence(name, loss, start, rate):
+    schedule = optax.cosine_decay_schedule(rate or 0.1, 30_000)
+    tx = unf(name, learning_rate=schedule)
+
+    def body(carry, _):
+        params, state = carry
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    start = jax.tree.map(jnp.asarray, start)
+    run = jax.jit(lambda: jax.lax.scan(body, (start, tx.init(start)), None, length=30_000)[0][0])
+    assert loss(run()) < 1e-4
