@@ -1,6 +1,7 @@
 """Checking a permutation spec numerically: permuted parameters must give the same outputs."""
 
 import contextlib
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias
@@ -163,7 +164,11 @@ def _compile(
 
     def compiled(wide: bool) -> Any:
         def call(step: Callable[..., Any], values: list[Any], permutation: dict[Name, np.ndarray]) -> Any:
-            with jax.enable_x64(True) if wide else contextlib.nullcontext(), jax.default_matmul_precision("highest"):
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(jax.default_matmul_precision("highest"))
+                if wide:
+                    stack.enter_context(jax.enable_x64(True))
+                    stack.enter_context(warnings.catch_warnings(action="ignore"))  # fn did not ask for float64
                 cast = [_cast(x, leaf.dtype, wide) for x, leaf in zip(values, leaves, strict=True)]
                 return step(cast, identity | permutation, {i: _cast(x, x.dtype, wide) for i, x in arrays.items()})
 

@@ -206,6 +206,17 @@ def test_functions_that_insist_on_float32():
     assert wrong_names(axes | {"out": ("other", None)}, scanned, params)[0] == {"h", "other"}
 
 
+def test_warnings_about_float64_stay_inside():
+    def updated(params, x):
+        table = jnp.zeros((5,), jnp.float32).at[jnp.arange(5)].add(params["w"])  # warns if w is float64
+        return jnp.tanh(x @ params["in"]) @ table
+
+    params = init(**{"in": (3, 5), "w": (5,)})
+    with jax.enable_x64(True), pytest.warns(FutureWarning, match="incompatible types"):
+        updated(jax.tree.map(lambda x: x.astype(np.float64), params), X)
+    check_spec(updated, {"in": (None, None), "w": (None,)}, params, X, key=KEY)
+
+
 def test_low_precision_inside_the_function_sets_the_tolerance():
     def predict(params, x):
         return mlp(jax.tree.map(lambda p: p.astype(jnp.bfloat16), params), x.astype(jnp.bfloat16)).astype(jnp.float32)

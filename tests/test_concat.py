@@ -38,7 +38,7 @@ def index_of(axis, g):
     return np.arange(axis.size) if isinstance(axis, Fixed) else np.asarray(g[axis])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(concat_axes(), min_size=1, max_size=3), st.integers(0, 2**31))
 def test_the_action_permutes_each_part_within_itself(space, seed):
     spec = make_concat_space(space)
@@ -83,7 +83,7 @@ def test_permuting_hidden_neurons_keeps_a_function_with_skip_connections():
 # Blocks.
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(brief_concat_axes(), st.integers(0, 2), st.integers(0, 2))
 def test_blocks_are_the_parts_and_join_to_the_leaf(axes, leading, trailing):
     (leaf,) = make_concat_space([axes]).leaves
@@ -99,7 +99,7 @@ def test_blocks_are_the_parts_and_join_to_the_leaf(axes, leading, trailing):
     np.testing.assert_array_equal(join_blocks(blocks, leaf, leading), x)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(brief_concat_axes())
 def test_blocks_have_the_names_and_sizes_of_their_parts(axes):
     (leaf,) = make_concat_space([axes]).leaves
@@ -266,7 +266,7 @@ def test_axes_are_kept_as_written_where_they_are_short(axis):
     assert spec.leaves[0].axes == (axis,)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(concat_axes(), min_size=1, max_size=3))
 def test_the_axes_of_a_spec_make_it_again(space):
     spec = make_concat_space(space)

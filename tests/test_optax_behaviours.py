@@ -14,6 +14,9 @@ from optax_unf import OptimizerConfig, init_weights, make_spec, scale_by_unf, un
 
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
 each_head = pytest.mark.parametrize("head", HEADS)
+# For behaviours that do not depend on the head.
+two_heads = pytest.mark.parametrize("head", ["none", "full"])
+any_space = pytest.mark.parametrize("head", ["none", "deepsets", "tied"])
 
 
 @functools.cache
@@ -47,7 +50,7 @@ def close(a, b, tolerance=1e-5):
 # Arguments and hyperparameters.
 
 
-@each_head
+@two_heads
 def test_unknown_arguments_are_ignored(head):
     params, grads, tx = make_params(), make_params(1), make(head)
     wrapped = [
@@ -67,8 +70,7 @@ def test_unknown_arguments_are_ignored(head):
         chex.assert_trees_all_equal(one, plain)
 
 
-@each_head
-@pytest.mark.parametrize("kind", ["float", "int", "array", "schedule"])
+@pytest.mark.parametrize(("head", "kind"), [("none", "float"), ("none", "int"), ("none", "array"), ("none", "schedule"), ("full", "schedule")])
 def test_the_learning_rate_can_be_injected(head, kind):
     rate = {"float": 0.5, "int": 1, "array": jnp.float32(0.5), "schedule": optax.linear_schedule(0.5, 0.1, 2)}[kind]
     injected = optax.inject_hyperparams(unf)(weights_of(head), spec=SPEC, learning_rate=rate)
@@ -85,13 +87,13 @@ def test_an_injected_rate_changes_without_retracing():
     once, state = update(grads, state, params)
     chex.assert_trees_all_equal_dtypes(optax.tree.get(state, "momenta")[0], jax.tree.map(jnp.bfloat16, params))
     state = tx.init(params)
-    state.hyperparams["learning_rate"] = jnp.asarray(3.0)
+    state.hyperparams["learning_rate"] = jnp.float32(3.0)
     thrice, _ = update(grads, state, params)
     close(thrice, jax.tree.map(lambda x: 3 * x, once))
     chex.clear_trace_counter()
 
 
-@each_head
+@two_heads
 def test_a_constant_schedule_is_the_constant(head):
     schedule = optax.constant_schedule(0.3)
     chex.assert_trees_all_equal(descend(make(head, learning_rate=schedule))[0], descend(make(head, learning_rate=0.3))[0])
@@ -108,7 +110,7 @@ def test_the_count_stops_at_its_largest_value():
 # Accumulation over micro-batches.
 
 
-@each_head
+@two_heads
 def test_multi_steps_is_one_large_batch(head):
     tx, batches = make(head), [make_params(n) for n in range(1, 5)]
     large = jax.tree.map(lambda *x: sum(x) / 4, *batches)
@@ -125,7 +127,7 @@ def test_multi_steps_is_one_large_batch(head):
     close(state.inner_opt_state, expected_state)
 
 
-@each_head
+@two_heads
 def test_apply_every_adds_up_the_updates(head):
     tx, every, params = make(head), optax.chain(make(head), optax.apply_every(3)), make_params()
     plain, many = jax.jit(tx.update), jax.jit(every.update)
@@ -154,7 +156,6 @@ def test_apply_every_is_one_large_batch_where_the_update_is_linear():
 # Partial trees.
 
 KERNELS = {"w": True, "b": False, "scale": False}
-any_space = pytest.mark.parametrize("head", ["none", "deepsets", "tied"])
 
 
 def only(tree, mask=KERNELS):
@@ -165,23 +166,27 @@ def spec_of(kind):
     return {"names": AXES, "spec": SPEC, "none": None, "part": make_spec(only(AXES), only(make_params()))}[kind]
 
 
-@any_space
-@pytest.mark.parametrize("kind", ["names", "spec", "none", "part"])
+@pytest.mark.parametrize(("head", "kind"), [("tied", "names"), ("tied", "spec"), ("tied", "none"), ("tied", "part"), ("none", "spec")])
 def test_masked_is_the_optimizer_of_the_part(head, kind):
     tx = unf(weights_of(head), spec=spec_of(kind))
     params, state = descend(optax.masked(tx, KERNELS), steps=2)
-    expected, _ = descend(tx, steps=2, params=only(make_params()), grads=None)
+    expected, _ = descend_part(tx, steps=2)
     # masked passes on the gradients of the rest as they are.
     rest = {k: x + make_params(1)[k] + make_params(2)[k] for k, x in make_params().items() if not KERNELS[k]}
     close(params, expected | rest)
     assert optax.tree.get(state, "count") == 2
 
 
-def grads_of_part(grads):
-    return only(grads)
+def descend_part(tx, steps=3):
+    params = only(make_params())
+    state, update = tx.init(params), jax.jit(tx.update)
+    for n in range(steps):
+        updates, state = update(only(make_params(n + 1)), state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
 
 
-@any_space
+@pytest.mark.parametrize("head", ["none", "tied"])
 def test_partition_gives_each_leaf_to_one_optimizer(head):
     tx, labels = make(head), {key: "learned" if mask else "adam" for key, mask in KERNELS.items()}
     adam = optax.adam(0.1)
@@ -191,7 +196,7 @@ def test_partition_gives_each_leaf_to_one_optimizer(head):
     close(params, {key: (kernels if mask else rest)[key] for key, mask in KERNELS.items()})
 
 
-@each_head
+@two_heads
 def test_freeze_keeps_parameters(head):
     frozen = {key: not mask for key, mask in KERNELS.items()}
     params, _ = descend(optax.chain(make(head), optax.freeze(frozen)))
@@ -207,22 +212,12 @@ def test_full_coefficients_refuse_a_part(kind):
         tx.update(make_params(1), tx.init(make_params()), make_params())
 
 
-@pytest.mark.parametrize("kind", ["names", "spec", "part"])
+@pytest.mark.parametrize("kind", ["names", "spec"])
 def test_full_coefficients_of_the_part_fit_it(kind):
     weights = make_weights("full", make_spec(only(AXES), only(make_params())))
     tx = unf(weights, spec=spec_of(kind))
     masked, _ = descend(optax.masked(tx, KERNELS))
-    part = make_params()
-    part, _ = descend_part(tx, only(part))
-    close(only(masked), part)
-
-
-def descend_part(tx, params):
-    state = tx.init(params)
-    for n in range(3):
-        updates, state = jax.jit(tx.update)(only(make_params(n + 1)), state, params)
-        params = optax.apply_updates(params, updates)
-    return params, state
+    close(only(masked), descend_part(tx)[0])
 
 
 def test_a_leaf_without_an_entry_is_an_error_under_a_mask_too():
@@ -234,7 +229,7 @@ def test_a_leaf_without_an_entry_is_an_error_under_a_mask_too():
 # In chains and wrappers.
 
 
-@each_head
+@two_heads
 def test_transformations_before_and_after(head):
     params, grads, tx = make_params(), make_params(1), make(head)
     chained = optax.chain(
@@ -253,7 +248,7 @@ def test_transformations_before_and_after(head):
     close(*both())
 
 
-@each_head
+@two_heads
 def test_apply_if_finite_drops_a_step(head):
     tx = optax.apply_if_finite(make(head), max_consecutive_errors=2)
     params, state = descend(tx, steps=1)
@@ -263,7 +258,7 @@ def test_apply_if_finite_drops_a_step(head):
     chex.assert_trees_all_equal(after.inner_state, state.inner_state)
 
 
-@each_head
+@two_heads
 def test_lookahead(head):
     tx, start = make(head), make_params()
     ahead = optax.lookahead(tx, sync_period=2, slow_step_size=0.5)
@@ -277,7 +272,7 @@ def test_lookahead(head):
     close(params.fast, params.slow)
 
 
-@each_head
+@two_heads
 def test_schedule_free(head):
     tx = optax.contrib.schedule_free(make(head), learning_rate=0.1, b1=0.9)
     _, state = descend(tx, steps=1)
@@ -305,7 +300,7 @@ def test_types_are_stable(head, dtype, accumulator_dtype):
         assert {str(m.dtype) for m in jax.tree.leaves(after[0].momenta)} == {wide}
 
 
-@each_head
+@two_heads
 def test_narrow_parameters_get_the_rounded_update(head):
     # Values that bfloat16 and float16 hold exactly, so that the features are the same.
     def exact(seed, dtype):
@@ -323,7 +318,7 @@ def test_narrow_parameters_get_the_rounded_update(head):
         chex.assert_trees_all_close(mixed, wide, rtol=1e-6, atol=1e-6)
 
 
-@each_head
+@two_heads
 def test_float64_updates_are_more_precise(head):
     with jax.enable_x64(True):
         tx = make(head)
@@ -368,7 +363,7 @@ def test_one_trace_and_donation(head):
     assert step._cache_size() == 1
 
 
-@each_head
+@two_heads
 def test_the_state_is_a_carry(head):
     tx, grads = make(head), jax.tree.map(lambda *x: jnp.stack(x), *(make_params(n) for n in (1, 2, 3)))
 
@@ -382,7 +377,7 @@ def test_the_state_is_a_carry(head):
     close((params, state), (expected, expected_state))
 
 
-@each_head
+@two_heads
 def test_tree_utilities(head):
     tx, params = make(head), make_params()
     _, state = descend(tx, steps=2)
@@ -396,7 +391,7 @@ def test_tree_utilities(head):
     assert shards[0].momenta[6] == {k: k for k in params}
 
 
-@each_head
+@two_heads
 def test_abstract_parameters(head):
     tx = make(head)
     abstract = jax.eval_shape(make_params)

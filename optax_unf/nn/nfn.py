@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from optax_unf.contract import Tensor, channels_to_positions, positions_to_channels, tensors
 from optax_unf.nn.layout import ChannelAxis, Features, channels_first, from_blocks, to_blocks, to_tree
-from optax_unf.nn.unf import _normal, _product, _std
+from optax_unf.nn.mix import normal, product, std
 from optax_unf.paths import show_path
 from optax_unf.spec import PermutationSpec
 
@@ -100,9 +100,9 @@ class NFN(nn.Module):
                 others[leaf] += sum(heights[source] for source, _ in layer if not _is_entry(source, leaf, leaves))
 
         def matrix(name: str, sources: Sequence[int], targets: Sequence[int], is_own: Callable[[int, int], bool]):
-            std = [[_std(own=is_own(s, t), fan_in=heights[s], others=others[t]) for t in targets] for s in sources]
-            scale = np.repeat(std, [heights[s] for s in sources], axis=0)
-            return self.param(name, _normal(np.repeat(scale, [widths[t] for t in targets], axis=1)))
+            stds = [[std(own=is_own(s, t), fan_in=heights[s], others=others[t]) for t in targets] for s in sources]
+            scale = np.repeat(stds, [heights[s] for s in sources], axis=0)
+            return self.param(name, normal(np.repeat(scale, [widths[t] for t in targets], axis=1)))
 
         def split(y: Array, targets: Sequence[int]) -> list[Array]:
             return jnp.split(y, np.cumsum([widths[t] for t in targets])[:-1])
@@ -110,7 +110,7 @@ class NFN(nn.Module):
         along = {(leaf, axis): _mean_but(xs[leaf], axis + 1) for layer in layers for leaf, axis in layer}
         everything = range(len(leaves))
         whole = jnp.concatenate([_mean_but(along[leaf, 0], None) for leaf in everything])
-        y = _product(matrix("network", everything, everything, lambda s, t: False), whole)
+        y = product(matrix("network", everything, everything, lambda s, t: False), whole)
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (sum(widths),)).astype(y.dtype)
         terms = [
@@ -121,14 +121,14 @@ class NFN(nn.Module):
         for n, layer in enumerate(layers):
             members = [leaf for leaf, _ in layer]
             kernel = matrix(f"neurons_{n}", members, members, functools.partial(_is_entry, leaves=leaves))
-            y = _product(kernel, jnp.concatenate([along[end] for end in layer]))
+            y = product(kernel, jnp.concatenate([along[end] for end in layer]))
             for (leaf, axis), part in zip(layer, split(y, members), strict=True):
                 shape = [size if a == axis else 1 for a, size in enumerate(leaves[leaf].sizes)]
                 terms[leaf].append(part.reshape(widths[leaf], *shape))
 
         for k, leaf in enumerate(leaves):
             if len(leaf.names) == 2:
-                terms[k].append(_product(matrix(f"kernel_{k}", [k], [k], lambda s, t: True), xs[k]))
+                terms[k].append(product(matrix(f"kernel_{k}", [k], [k], lambda s, t: True), xs[k]))
         return terms
 
 

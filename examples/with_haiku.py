@@ -1,0 +1,41 @@
+"""A haiku model, whose parameters are a dict of dicts, on handwritten digits.
+
+python examples/with_haiku.py
+"""
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import optax
+from sklearn.datasets import load_digits
+
+import optax_unf
+
+MODEL = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([32, 10])(x)))
+OPTIMIZER = optax_unf.unf("mlp-fashion-mnist-deepsets")
+
+
+@jax.jit
+def step(params, state, images, labels):
+    def loss(params):
+        return optax.softmax_cross_entropy_with_integer_labels(MODEL.apply(params, images), labels).mean()
+
+    value, grads = jax.value_and_grad(loss)(params)
+    updates, state = OPTIMIZER.update(grads, state, params)
+    return optax.apply_updates(params, updates), state, value
+
+
+def main() -> float:
+    digits = load_digits()
+    images, labels = jnp.asarray(digits.data, jnp.float32) / 16, jnp.asarray(digits.target)
+    params = MODEL.init(jax.random.key(0), images[:1])
+    state = OPTIMIZER.init(params)
+    loss = jnp.inf
+    for _ in range(200):
+        params, state, loss = step(params, state, images, labels)
+    print(f"training loss after 200 steps: {loss:.4f}")
+    return float(loss)
+
+
+if __name__ == "__main__":
+    main()

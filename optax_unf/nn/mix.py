@@ -1,0 +1,243 @@
+"""Mixing: one matrix product for all contractions that have a signature."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from optax_unf.contract import Expansion, Tensor, contractions, expand
+from optax_unf.nn.meetings import (
+    Meeting,
+    Role,
+    is_entry_or_mean,
+    is_own,
+    label_of,
+    mean_index,
+    meetings,
+    most_terms,
+    role_of,
+)
+
+# Outputs have unit variance at initialization. Half of it comes from the entry itself, so that it neither
+# vanishes for inputs with zero mean nor grows with the number of leaves.
+_OWN_SHARE = 0.5
+
+Matrix: TypeAlias = Callable[[str, np.ndarray], Float[Array, "..."]]
+"""A parameter of the layer by its name, given the standard deviations of its entries at initialization."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrived:
+    """Stands for the contraction that keeps all axes of a leaf, where that is too large to hold.
+
+    Attributes:
+      products: its product with `whole_matrix`, whose parts are what arrives at each leaf that it reaches.
+    """
+
+    products: Float[Array, "outputs *kept"]
+
+
+Contracted: TypeAlias = Sequence[Array | Arrived]
+
+
+def mix_full(
+    matrix: Matrix, leaves: tuple[Tensor, ...], contracted: Sequence[Contracted], channels: int, use_bias: bool
+) -> list[list[Array]]:
+    """The broadcastable terms of every output leaf, with a matrix for every pair of contraction and expansion.
+
+    Args:
+      matrix: the layer's parameters.
+      leaves: the tensors.
+      contracted: the contractions of each.
+      channels: output channels.
+      use_bias: add the constant maps.
+    """
+    terms: list[list[Array]] = [[] for _ in leaves]
+    heights = _heights(contracted)
+    for meeting in meetings(leaves):
+        kernel = _full_kernel(matrix, meeting, leaves, heights, channels)
+        widths = _widths(meeting, leaves, channels)
+        rows = np.cumsum([0, *(heights[leaf] for leaf, _ in meeting.departures)])
+        held = [n for n, (leaf, k) in enumerate(meeting.departures) if not isinstance(contracted[leaf][k], Arrived)]
+        arriving = [contracted[leaf][k] for leaf, k in meeting.departures]
+        products = [x.products for x in arriving if isinstance(x, Arrived)]
+        if held:
+            if len(held) < len(arriving):
+                kernel = jnp.concatenate([kernel[rows[n] : rows[n + 1]] for n in held])
+            y = product(kernel, jnp.concatenate([arriving[n] for n in held]))  # type: ignore[arg-type]
+            if use_bias and not meeting.signature:
+                y += matrix("bias", np.zeros(sum(widths))).astype(y.dtype)
+            products.append(y)
+        for y in products:
+            for part, (leaf, expansion) in zip(jnp.split(y, np.cumsum(widths)[:-1]), meeting.arrivals, strict=True):
+                terms[leaf].append(expand(part, expansion, leaves[leaf].sizes))
+    return terms
+
+
+def whole_full(
+    matrix: Matrix, leaves: tuple[Tensor, ...], heights: Sequence[int], leaf: int, channels: int
+) -> Float[Array, "inputs outputs"]:
+    """The matrix that takes the whole of a leaf to all that `mix_full` makes of it."""
+    meeting = _meeting_of_whole(leaves, leaf)
+    kernel = _full_kernel(matrix, meeting, leaves, list(heights), channels)
+    start = sum(heights[other] for other, _ in meeting.departures[: meeting.departures.index((leaf, 0))])
+    return kernel[start : start + heights[leaf]]
+
+
+def mix_tied(
+    matrix: Matrix, leaves: tuple[Tensor, ...], contracted: Sequence[Contracted], channels: int, use_bias: bool
+) -> list[list[Array]]:
+    """As `mix_full`, with matrices that belong to pairs of roles rather than to pairs of leaves.
+
+    A leaf sees each of its entries and its mean, whatever its rank; then, for each role, the mean over all leaves
+    in it, and its own contraction in that role.
+    """
+    kernel = _tied_kernels(matrix, leaves, _heights(contracted)[0], channels)
+    terms: list[list[Array]] = [[] for _ in leaves]
+    for leaf, tensor in enumerate(leaves):
+        whole, average = contracted[leaf][0], contracted[leaf][mean_index(tensor)]
+        assert not isinstance(average, Arrived)
+        constant = product(kernel("mean"), average)
+        if use_bias:
+            constant += matrix("bias", np.zeros(channels)).astype(constant.dtype)
+        terms[leaf].append(constant.reshape(-1, *(1 for _ in tensor.sizes)))
+        if not isinstance(whole, Arrived):
+            terms[leaf].append(expand(product(kernel("entry"), whole), _identity(tensor), tensor.sizes))
+    for meeting in meetings(leaves):
+        roles = _roles(meeting, leaves)
+        held = {
+            role: [x for x in (contracted[leaf][k] for leaf, k in members) if not isinstance(x, Arrived)]
+            for role, members in roles.items()
+        }
+        held = {role: sum(xs) / len(roles[role]) for role, xs in held.items() if xs}
+        pooled = jnp.concatenate(list(held.values())) if held else None
+        arriving: dict[str, Array] = {}
+        for leaf, expansion in meeting.arrivals:
+            labels = [label_of(role, expansion) for role in held]
+            total: list[Array] = []
+            if pooled is not None:
+                # Leaves in the same role receive the same.
+                if labels[0] not in arriving:
+                    rows = jnp.concatenate([kernel("all " + label) for label in labels])
+                    arriving[labels[0]] = product(rows, pooled)
+                total.append(arriving[labels[0]])
+            own = _own(meeting, leaves, leaf, expansion)
+            own = [(label, contracted[leaf][k]) for label, k in own]
+            own = [(label, x) for label, x in own if not isinstance(x, Arrived)]
+            if own:
+                rows = jnp.concatenate([kernel("own " + label) for label, _ in own])
+                total.append(product(rows, jnp.concatenate([x for _, x in own])))
+            terms[leaf] += [expand(y, expansion, leaves[leaf].sizes) for y in total]
+        for leaf, k in meeting.departures:
+            x = contracted[leaf][k]
+            if isinstance(x, Arrived):
+                parts = jnp.split(x.products, len(meeting.arrivals))
+                for part, (target, expansion) in zip(parts, meeting.arrivals, strict=True):
+                    terms[target].append(expand(part, expansion, leaves[target].sizes))
+    return terms
+
+
+def whole_tied(
+    matrix: Matrix, leaves: tuple[Tensor, ...], heights: Sequence[int], leaf: int, channels: int
+) -> Float[Array, "inputs outputs"]:
+    """The matrix that takes the whole of a leaf to all that `mix_tied` makes of it."""
+    kernel = _tied_kernels(matrix, leaves, heights[0], channels)
+    meeting = _meeting_of_whole(leaves, leaf)
+    role = role_of(contractions(leaves[leaf].names)[0][0])
+    sharing = len(_roles(meeting, leaves)[role])
+    columns = []
+    for target, expansion in meeting.arrivals:
+        column = kernel("all " + label_of(role, expansion)) / sharing
+        if target == leaf:
+            own = [label for label, k in _own(meeting, leaves, leaf, expansion) if k == 0]
+            column = sum((kernel("own " + label) for label in own), column)
+            column = column + kernel("entry") if expansion == _identity(leaves[leaf]) else column
+        columns.append(column)
+    return jnp.concatenate(columns, axis=1)
+
+
+def product(kernel: Float[Array, "i o"], x: Float[Array, "i *axes"]) -> Float[Array, "o *axes"]:
+    """The matrix applied to the channels of every entry."""
+    return jnp.einsum("io,i...->o...", kernel.astype(x.dtype), x)
+
+
+def std(*, own: bool, fan_in: int, others: int) -> float:
+    """The standard deviation of a matrix at initialization: of a leaf's own entries, or of one of the other terms."""
+    if own:
+        return float(np.sqrt((_OWN_SHARE if others else 1.0) / max(fan_in, 1)))
+    return float(np.sqrt((1.0 - _OWN_SHARE) / max(others, 1)))
+
+
+def normal(std: np.ndarray) -> Callable[[Array], Float[Array, "..."]]:
+    """An initializer: normal numbers with these standard deviations."""
+    return lambda key: jax.random.normal(key, std.shape) * jnp.asarray(std, jnp.float32)
+
+
+def _heights(contracted: Sequence[Contracted]) -> list[int]:
+    """Input channels of each leaf. The last contraction is never too large to hold."""
+    return [xs[-1].shape[0] for xs in contracted]  # type: ignore[union-attr]
+
+
+def _widths(meeting: Meeting, leaves: tuple[Tensor, ...], channels: int) -> list[int]:
+    return [channels * leaves[leaf].positions for leaf, _ in meeting.arrivals]
+
+
+def _meeting_of_whole(leaves: tuple[Tensor, ...], leaf: int) -> Meeting:
+    return next(meeting for meeting in meetings(leaves) if (leaf, 0) in meeting.departures)
+
+
+def _full_kernel(
+    matrix: Matrix, meeting: Meeting, leaves: tuple[Tensor, ...], heights: list[int], channels: int
+) -> Float[Array, "inputs outputs"]:
+    others = _fan_in(leaves, tuple(heights))
+    stds = [
+        [std(own=is_own(d, a, leaves), fan_in=heights[a[0]], others=others[a[0]]) for a in meeting.arrivals]
+        for d in meeting.departures
+    ]
+    rows = np.repeat(np.array(stds), [heights[leaf] for leaf, _ in meeting.departures], axis=0)
+    return matrix("kernel" + meeting.label, np.repeat(rows, _widths(meeting, leaves, channels), axis=1))
+
+
+@functools.lru_cache(maxsize=64)
+def _fan_in(leaves: tuple[Tensor, ...], heights: tuple[int, ...]) -> tuple[int, ...]:
+    """Channels that arrive at each leaf besides its own entries."""
+    others = [-height for height in heights]
+    for meeting in meetings(leaves):
+        total = sum(heights[source] for source, _ in meeting.departures)
+        for leaf, _ in meeting.arrivals:
+            others[leaf] += total
+    return tuple(others)
+
+
+def _tied_kernels(
+    matrix: Matrix, leaves: tuple[Tensor, ...], height: int, channels: int
+) -> Callable[[str], Float[Array, "inputs outputs"]]:
+    other = float(np.sqrt((1.0 - _OWN_SHARE) / (height * most_terms(leaves))))
+    entry = float(np.sqrt(_OWN_SHARE / height))
+    return lambda name: matrix(name, np.full((height, channels), entry if name == "entry" else other))
+
+
+def _identity(tensor: Tensor) -> Expansion:
+    # The contraction that keeps all axes has them sorted by name; this puts them back in order.
+    keep_all = contractions(tensor.names)[0][0]
+    return Expansion(keep_all.blocks, keep_all.kept)
+
+
+def _roles(meeting: Meeting, leaves: tuple[Tensor, ...]) -> dict[Role, list[tuple[int, int]]]:
+    roles: dict[Role, list[tuple[int, int]]] = {}
+    for leaf, k in meeting.departures:
+        roles.setdefault(role_of(contractions(leaves[leaf].names)[k][0]), []).append((leaf, k))
+    return roles
+
+
+def _own(meeting: Meeting, leaves: tuple[Tensor, ...], leaf: int, expansion: Expansion) -> list[tuple[str, int]]:
+    """The contractions of the target itself, but for the entry and the mean, which each leaf sees anyway."""
+    labelled = [
+        (label_of(role_of(contractions(leaves[leaf].names)[k][0]), expansion), k) for k in meeting.of_leaf(leaf)
+    ]
+    return [(label, k) for label, k in labelled if not is_entry_or_mean(label)]
