@@ -84,7 +84,7 @@ def measure(blocks, cores, pipe):
 
 def main() -> None:
     context = multiprocessing.get_context("spawn")
-    settings = {"": None}
+    settings: dict[str, set[int] | None] = {"": None}
     if hasattr(os, "sched_setaffinity"):
         settings["_one_core"] = {min(os.sched_getaffinity(0))}
     for suffix, cores in settings.items():

@@ -181,14 +181,20 @@ def contract(x: Float[Array, "channels *sizes"], names: tuple[int, ...]) -> list
         if len(kept) == len(blocks):
             y = _diagonal(x, blocks)
             done[contraction] = jnp.transpose(y, (0, *(b + 1 for b in kept)))
-            continue
-        larger = min(
-            (c for c in done if c.blocks == blocks and len(c.kept) == len(kept) + 1 and set(kept) < set(c.kept)),
-            key=lambda c: done[c].size,
-        )
-        (gone,) = (axis for axis, b in enumerate(larger.kept) if b not in kept)
-        done[contraction] = _mean(done[larger], gone + 1)
+        else:
+            done[contraction] = mean_axis(done, contraction)
     return list(done.values())
+
+
+def mean_axis(done: Mapping[Contraction, Array], contraction: Contraction) -> Float[Array, "channels *kept"]:
+    """A contraction as the mean along one axis of the smallest of those done that has only one axis more."""
+    blocks, kept = contraction.blocks, contraction.kept
+    larger = min(
+        (c for c in done if c.blocks == blocks and len(c.kept) == len(kept) + 1 and set(kept) < set(c.kept)),
+        key=lambda c: done[c].size,
+    )
+    (gone,) = (axis for axis, b in enumerate(larger.kept) if b not in kept)
+    return _mean(done[larger], gone + 1)
 
 
 def expand(

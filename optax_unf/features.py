@@ -31,10 +31,19 @@ def normalize(x: Float[Array, "channels *shape"]) -> Float[Array, "channels *sha
 
     Finite for every finite input in float32, from 1e-38 to 1e38; NaN stays NaN, so that it is seen.
     """
-    x = jnp.clip(x, -_LARGEST, _LARGEST)
     entries = tuple(range(1, x.ndim))
-    mean_square = jnp.sum(jnp.square(x), axis=entries, keepdims=True) / max(math.prod(x.shape[1:]), 1)
-    return jnp.clip(x / jnp.sqrt(mean_square + _SMALLEST**2), -_CLIP, _CLIP)
+    mean_square = jnp.sum(jnp.square(bounded(x)), axis=entries, keepdims=True) / max(math.prod(x.shape[1:]), 1)
+    return scaled(x, mean_square)
+
+
+def bounded(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The values whose squares `normalize` sums."""
+    return jnp.clip(x, -_LARGEST, _LARGEST)
+
+
+def scaled(x: Float[Array, "*shape"], mean_square: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """What `normalize` makes of entries, given the mean squares of their channels."""
+    return jnp.clip(bounded(x) / jnp.sqrt(mean_square + _SMALLEST**2), -_CLIP, _CLIP)
 
 
 def pack(leaves: Sequence[Float[Array, "channels *shape"]]) -> Float[Array, "channels entries"]:

@@ -11,9 +11,9 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
-from optax_unf.features import DECAYS, encode_step, normalize
+from optax_unf.evaluate import evaluate
+from optax_unf.features import DECAYS, encode_step
 from optax_unf.infer import Inferred
-from optax_unf.network import UpdateNetwork
 from optax_unf.paths import leaves_by_path, show_path
 from optax_unf.read_spec import make_spec
 from optax_unf.restrict import restrict
@@ -39,7 +39,11 @@ class ScaleByUNFState(NamedTuple):
 
 
 def scale_by_unf(
-    weights: Weights, *, spec: Spec = None, accumulator_dtype: DTypeLike | None = None
+    weights: Weights,
+    *,
+    spec: Spec = None,
+    accumulator_dtype: DTypeLike | None = None,
+    block_entries: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Replaces gradients by the direction of a learned optimizer.
 
@@ -63,6 +67,9 @@ def scale_by_unf(
       accumulator_dtype: of the momenta. By default that of the parameter, but at least float32: an average at decay
         0.9999 does not move in bfloat16. Give it as a string, `"bfloat16"`, where `optax.inject_hyperparams` would
         take a type for a schedule.
+      block_entries: large leaves are evaluated in blocks of about so many entries, whose hidden features are all that
+        is held of them; 0 evaluates every leaf whole. By default chosen for the device (see `optax_unf.evaluate`),
+        and 0 where there are several devices. A static argument for `optax.inject_hyperparams`.
 
     Returns:
       A transformation whose `update` requires `params`.
@@ -110,7 +117,7 @@ def scale_by_unf(
         space = _weight_space(weights, spec, params)
         if not space.leaves:
             return updates, ScaleByUNFState(_next(state.count), state.momenta)
-        direction, momenta = propagated(functools.partial(_direction, space=space))(
+        direction, momenta = propagated(functools.partial(_direction, space=space, block_entries=block_entries))(
             space.flatten(params, "parameters"),
             [space.flatten(tree, "momenta") for tree in state.momenta],
             grads=_checked_shapes(space, space.flatten(updates, "gradients")),
@@ -131,6 +138,7 @@ def unf(
     spec: Spec = None,
     learning_rate: optax.ScalarOrSchedule | None = None,
     accumulator_dtype: DTypeLike | None = None,
+    block_entries: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""A learned optimizer: Eq. 31 of Zhou, Finn & Harrison 2024 (arXiv:2402.05232).
 
@@ -141,6 +149,7 @@ def unf(
       spec: see `scale_by_unf`.
       learning_rate: replaces the meta-trained alpha: a number or an optax schedule.
       accumulator_dtype: see `scale_by_unf`.
+      block_entries: see `scale_by_unf`.
 
     Returns:
       A transformation whose `update` requires `params`.
@@ -168,7 +177,9 @@ def unf(
         step = optax.stateless(functools.partial(_descend, weights.alpha))
     else:
         step = optax.scale_by_learning_rate(learning_rate)
-    return optax.chain(scale_by_unf(weights, spec=spec, accumulator_dtype=accumulator_dtype), step)
+    return optax.chain(
+        scale_by_unf(weights, spec=spec, accumulator_dtype=accumulator_dtype, block_entries=block_entries), step
+    )
 
 
 def _descend(alpha: Float[Array, ""], direction: optax.Updates, params: optax.Params | None) -> optax.Updates:
@@ -185,6 +196,7 @@ def _direction(
     count: Int[Array, ""],
     weights: MetaWeights,
     space: PermutationSpec,
+    block_entries: int | None,
 ) -> tuple[list[Array], list[list[Array]]]:
     """The direction and the new momenta, leaf by leaf in the order of the spec, with the dtypes of the first two."""
     dtype = jnp.result_type(jnp.float32, *params)
@@ -197,9 +209,9 @@ def _direction(
     ]
     direction = new[0]
     if weights.config.head != "none":
-        features = [normalize(jnp.stack([wide(x) for x in channels])) for channels in zip(params, grads, *new[1:])]
-        network = UpdateNetwork(weights.config, space)
-        learned: Any = network.apply({"params": weights.theta["network"]}, features, encode_step(count))
+        channels = [[wide(x) for x in xs] for xs in zip(params, grads, *new[1:], strict=True)]
+        network = weights.theta["network"]
+        learned = evaluate(weights.config, space, network, channels, encode_step(count), block_entries)
         direction = [m + wide(weights.theta["beta"]) * f for m, f in zip(direction, learned, strict=True)]
     return _cast(direction, params), [_cast(leaves, old) for leaves, old in zip(new, momenta, strict=True)]
 

@@ -1,5 +1,6 @@
 """The README's code and the examples run."""
 
+import inspect
 import re
 import runpy
 import sys
@@ -40,3 +41,17 @@ def test_quickstart(tmp_path, monkeypatch, capsys):
     assert at_25 < 0.5
     assert accuracy > 90
     assert matplotlib.image.imread(picture).std() > 0.01
+
+
+def test_infer_transformer(monkeypatch, capsys):
+    monkeypatch.delenv("OPTAX_UNF_DATA", raising=False)  # the text is this package's source
+    main = runpy.run_path(str(ROOT / "examples" / "infer_transformer.py"))["main"]
+    main.__globals__.update(WIDTH=8, HEADS=2, BLOCKS=1, LENGTH=8, BATCH=4)
+    monkeypatch.setattr(sys, "argv", ["infer_transformer.py", "--steps", "200", "--weights", "mlp-fashion-mnist-sgdm"])
+    main()
+    printed = capsys.readouterr().out
+    assert re.search(r"blocks/0/attention/key/kernel +\(8, 2, 4\)", printed)
+    early, late = (float(loss) for loss in re.findall(r"loss (\d+\.\d+)", printed))
+    assert late < early
+    # From the spec to the trained model in under 15 lines.
+    assert len(inspect.getsource(main.__globals__["train"]).splitlines()) + len(["spec = ", "optimizer = "]) < 15

@@ -122,7 +122,8 @@ def _wrapped(name: str, values: tuple[Value, ...]) -> Never | Along | IndexOf | 
         x, zero = values
         if isinstance(x.meaning, Along | IndexOf) and zero.constant is not None and not np.any(zero.constant):
             return Never()
-        plain(x), plain(zero)
+        plain(x)
+        plain(zero)
         return None
     which, *cases = values
     first = cases[0].meaning

@@ -81,7 +81,7 @@ class Training:
 def learned_training(config: OptimizerConfig, task: Task) -> Training:
     """Training of a task by the learned optimizer of this architecture, theta being its meta-weights' arrays."""
     spec = task_spec(task)
-    return Training(task, lambda theta: unf(MetaWeights(theta, config, None), spec=spec))
+    return Training(task, lambda theta: unf(MetaWeights(theta, config, None), spec=spec, block_entries=0))
 
 
 def unroll(

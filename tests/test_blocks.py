@@ -1,0 +1,114 @@
+"""Large leaves in blocks: the same values as whole, whatever the shape and the size of the blocks."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from optax_unf import MetaWeights, OptimizerConfig, init_weights, make_spec, scale_by_unf
+from optax_unf.contract import Tensor, contract
+from optax_unf.features import normalize
+from optax_unf.stream import mean_squares, stream
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    st.integers(1, 40),
+    st.permutations(range(4)),
+    st.integers(0, 2**31),
+)
+def test_a_leaf_in_blocks_is_the_leaf_whole(sizes, entries, names, seed):
+    sizes, names = tuple(sizes), tuple(names[: len(sizes)])
+    rng = np.random.default_rng(seed)
+    leaf = Tensor("", names, sizes, sizes, (True,) * len(sizes))
+    inputs = jnp.asarray(rng.normal(size=(3, *sizes)), jnp.float32)
+    first, whole = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((3, 5), (5, 2)))
+
+    def trunk(x):
+        return jnp.tanh(jnp.einsum("io,i...->o...", first, x))
+
+    @jax.jit
+    def both(inputs):
+        expected, *means = contract(trunk(inputs), names)
+        products, found = stream(list(inputs), trunk, whole, leaf, entries)
+        return (jnp.einsum("io,i...->o...", whole, expected), means), (products, found)
+
+    expected, found = both(inputs)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
+
+
+def test_mean_squares_of_many_entries():
+    rng = np.random.default_rng(0)
+    xs = [jnp.asarray(rng.normal(size=(70, 99)) * scale, jnp.float32) for scale in (1.0, 1e-3, 1e20)]
+    expected = [np.mean(np.clip(np.asarray(x, np.float64), -1e15, 1e15) ** 2) for x in xs]
+    np.testing.assert_allclose(mean_squares(xs)[:, 0], expected, rtol=1e-5)
+
+
+AXES = {
+    "embedding": ("vocabulary", "model"),
+    "query": ("model", "heads", "size"),
+    "key": ("model", "heads", "size"),
+    "recurrent": ("model", "model"),
+    "up": ("model", "hidden"),
+    "down": ("hidden", "model"),
+    "bias": ("model",),
+    "scale": (),
+}
+SIZES = {"vocabulary": 31, "model": 12, "heads": 2, "size": 5, "hidden": 18}
+PARAMS = {path: np.zeros([SIZES[name] for name in axes], np.float32) for path, axes in AXES.items()}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        OptimizerConfig(hidden_channels=8, beta=1.0),
+        OptimizerConfig(coefficients="tied", hidden_channels=8, beta=1.0),
+        OptimizerConfig(head="deepsets", hidden_channels=8, beta=1.0),
+    ],
+    ids=["full", "tied", "deepsets"],
+)
+@pytest.mark.parametrize("entries", [5, 13])
+def test_an_update_in_blocks_is_the_update_whole(config, entries):
+    rng = np.random.default_rng(0)
+    spec = make_spec(AXES, PARAMS)
+    weights = init_weights(config, spec, jax.random.key(0))
+    theta = jax.tree.map(lambda x: x + jnp.asarray(0.3 * rng.normal(size=x.shape), x.dtype), weights.theta)
+    weights = MetaWeights(theta, weights.config, weights.spec)
+    params, grads = (jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), PARAMS) for _ in range(2))
+
+    @jax.jit
+    def both(params, grads):
+        results = []
+        for block_entries in (0, entries):
+            tx = scale_by_unf(weights, spec=spec, block_entries=block_entries)
+            results.append(tx.update(grads, tx.init(params), params))
+        return results
+
+    whole, blocks = both(params, grads)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5), blocks, whole)
+
+
+def test_blocks_never_hold_the_features_of_a_leaf():
+    spec = make_spec({"w": ("a", "b")}, {"w": np.zeros((512, 1024), np.float32)})
+    weights = init_weights(OptimizerConfig(), spec, jax.random.key(0))
+    shape = {"w": jax.ShapeDtypeStruct((512, 1024), jnp.float32)}
+
+    def temporary_bytes(block_entries):
+        tx = scale_by_unf(weights, spec=spec, block_entries=block_entries)
+        update = jax.jit(tx.update).lower(shape, jax.eval_shape(tx.init, shape), shape).compile()
+        return update.memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(0) > 32 * 512 * 1024 * 4
+    assert temporary_bytes(1536) < 6 * 512 * 1024 * 4
+
+
+def test_the_features_in_blocks_are_those_that_normalize_makes():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 50)), jnp.float32)
+    from optax_unf.features import scaled
+
+    np.testing.assert_allclose(scaled(x, mean_squares(list(x))), normalize(x), rtol=1e-5)

@@ -1,0 +1,165 @@
+"""Long runs, extreme numbers, odd shapes, and what a run leaves behind."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from optax_unf import OptimizerConfig, init_weights, make_spec, unf
+
+AXES = {"w": ("out", "in"), "b": ("out",)}
+PARAMS = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
+HEADS = ["deepsets", "tied"]
+
+
+def make(head, params=PARAMS, axes=AXES, hidden_channels=32):
+    if head == "deepsets":
+        return unf("mlp-fashion-mnist-deepsets", spec=axes)
+    if head == "none":
+        return unf("mlp-fashion-mnist-sgdm", spec=axes)
+    config = OptimizerConfig(coefficients="tied", hidden_channels=hidden_channels, beta=0.01)
+    return unf(init_weights(config, make_spec(axes, params), jax.random.key(0)), spec=axes)
+
+
+def all_finite(tree):
+    return all(np.isfinite(x).all() for x in jax.tree.leaves(tree))
+
+
+# Curvatures over six orders of magnitude.
+CURVATURE = {"w": jnp.array([[1.0, 1e-2], [1e-4, 1e-6]]), "b": jnp.array([1.0, 1e-3])}
+
+
+def stiff(params, noise):
+    del noise
+    return jax.tree.map(jnp.multiply, CURVATURE, params)
+
+
+def noisy(params, noise):
+    return jax.tree.map(lambda x: x + 10.0 * jax.random.normal(noise, x.shape), params)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("gradient", [stiff, noisy])
+def test_a_hundred_thousand_steps(head, gradient):
+    tx = make(head)
+
+    def body(carry, noise):
+        params, state = carry
+        updates, state = tx.update(gradient(params, noise), state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state), jnp.stack([jnp.abs(x).max() for x in jax.tree.leaves(params)]).max()
+
+    start = (PARAMS, tx.init(PARAMS))
+    end, largest = jax.jit(lambda: jax.lax.scan(body, start, jax.random.split(jax.random.key(0), 100_000)))()
+    assert all_finite(end)
+    # Far from overflow all the way, and in the end: no slow drift.
+    assert largest.max() < 100
+    assert largest[-1000:].max() < 20
+    assert end[1][0].count == 100_000
+    types = jax.tree.map(lambda x: (x.shape, x.dtype), (start, end))
+    assert types[0] == types[1]
+
+
+@pytest.mark.parametrize("head", ["none", *HEADS])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_extreme_gradients(head, dtype):
+    params = jax.tree.map(lambda x: x.astype(dtype), PARAMS)
+    tx = make(head)
+    update = jax.jit(tx.update)
+    for size in (0.0, 1e-30, 1.0, 1e30):
+        grads = jax.tree.map(lambda x, size=size: jnp.full_like(x, size), params)
+        state = tx.init(params)
+        for _ in range(20):
+            updates, state = update(grads, state, params)
+            assert all_finite((updates, state))
+        # A constant gradient: every average goes to it.
+        assert float(state[0].momenta[1]["b"][0]) == pytest.approx(float(grads["b"][0]), rel=1e-5)
+    if head == "none":
+        # The nominal term alone is linear in the gradient.
+        assert float(updates["b"][0]) < -1e28
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+@pytest.mark.parametrize("head", HEADS)
+def test_extreme_parameters(head, size):
+    params = jax.tree.map(lambda x: size * x, PARAMS)
+    tx = make(head)
+    updates, state = jax.jit(tx.update)(PARAMS, tx.init(params), params)
+    assert all_finite((updates, state))
+
+
+@pytest.mark.parametrize("head", ["none", *HEADS])
+def test_leaves_of_every_rank_and_of_size_zero_and_one(head):
+    shapes = [(), (1,), (0,), (2,), (2, 3), (0, 3), (2, 1, 2), (2, 1, 2, 2), (1, 2, 1, 2, 1), (2, 1, 2, 1, 1, 2)]
+    rng = np.random.default_rng(0)
+    params = {f"leaf_{n}": jnp.asarray(rng.normal(size=shape), jnp.float32) for n, shape in enumerate(shapes)}
+    # One name an axis and two for all: many contractions, and many diagonals.
+    names = {f"leaf_{n}": tuple(f"{size}" if len(s) < 4 else f"{n}:{a}" for a, size in enumerate(s)) for n, s in enumerate(shapes)}
+    tx = make(head, params, names, hidden_channels=4)
+    updates, state = jax.jit(tx.update)(params, tx.init(params), params)
+    updates, state = jax.jit(tx.update)(params, state, params)
+    assert [x.shape for x in updates.values()] == shapes
+    assert all_finite((updates, state))
+    assert all((x != 0).all() for x in updates.values())
+
+
+SCRIPT = """
+import hashlib, json, sys
+written = []
+def watch(event, arguments):
+    if event == "open" and isinstance(arguments[0], (str, bytes)):
+        path, mode, flags = arguments
+        if (mode and set(mode) & set("wax+")) or (flags and flags & 3):
+            written.append(str(path))
+    if event in ("os.mkdir", "os.rename", "os.remove", "shutil.copyfile"):
+        written.append(event + str(arguments[0]))
+sys.addaudithook(watch)
+import jax, optax, numpy as np, optax_unf
+params = {"w": jax.random.normal(jax.random.key(0), (20, 30)), "b": jax.random.normal(jax.random.key(1), (30,))}
+axes = {"w": ("in", "out"), "b": ("out",)}
+config = optax_unf.OptimizerConfig(coefficients="tied", beta=0.5)
+weights = optax_unf.init_weights(config, optax_unf.make_spec(axes, params), jax.random.key(2))
+digests = []
+for tx in (optax_unf.unf(weights, spec=axes), optax_unf.unf("mlp-fashion-mnist-deepsets", spec=axes)):
+    @jax.jit
+    def step(params, state):
+        updates, state = tx.update(jax.tree.map(jax.numpy.sin, params), state, params)
+        return optax.apply_updates(params, updates), state
+    carry = params, tx.init(params)
+    for _ in range(20):
+        carry = step(*carry)
+    digests.append(hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(carry))).hexdigest())
+json.dump({"digests": digests, "written": written}, sys.stdout)
+"""
+
+
+def test_two_processes_agree_to_the_bit_and_write_nothing(tmp_path):
+    runs = []
+    for n in range(2):
+        home, here = tmp_path / f"home_{n}", tmp_path / f"here_{n}"
+        home.mkdir()
+        here.mkdir()
+        environment = os.environ | {
+            "HOME": str(home),
+            "TMPDIR": str(home),
+            "XDG_CACHE_HOME": str(home),
+            "PYTHONHASHSEED": str(n),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+        run = subprocess.Popen([sys.executable, "-c", SCRIPT], cwd=here, env=environment, stdout=subprocess.PIPE)
+        runs.append((run, home, here))
+    results = []
+    for run, home, here in runs:
+        output, _ = run.communicate(timeout=300)
+        assert run.returncode == 0
+        results.append(json.loads(output))
+        assert list(home.iterdir()) == list(here.iterdir()) == []
+    assert results[0]["digests"] == results[1]["digests"]
+    assert [path for result in results for path in result["written"] if path != os.devnull] == []

@@ -1,0 +1,43 @@
+"""Sharded parameters: the same numbers, shardings kept, nothing gathered. The steps are those of sharded_steps.py."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CASES = ["deepsets both auto", "full both auto", "tied rows auto", "tied megatron auto", "tied both auto"]
+CASES += ["tied both explicit"]
+
+
+@pytest.fixture(scope="module")
+def found():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    script = Path(__file__).with_name("sharded_steps.py")
+    done = subprocess.run([sys.executable, "-W", "error", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("case", [*CASES, "tied shard_map"])
+def test_steps_are_those_of_one_device(found, case):
+    assert found[case]["difference"] < 2e-6
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_state_is_sharded_like_the_parameters(found, case):
+    assert found[case]["differently sharded at init"] == []
+    after = found[case]["differently sharded after"]
+    if "explicit" in case:
+        assert after == []
+    # Under automatic sharding, jax may shard results that were replicated arguments, unless out_shardings say not to.
+    assert set(after) <= set(found[case]["replicated"])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_leaf_is_gathered(found, case):
+    assert found["gather"]["moved"] == 256 * 128
+    # Only averages of 8 channels over all axes but one travel; a 64th of the smallest matrix.
+    assert found[case]["moved"] <= 256
