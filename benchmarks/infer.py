@@ -11,6 +11,7 @@ machine does not enter. On Linux all is measured once more on one CPU core. Prin
 import multiprocessing
 import os
 import time
+from concurrent.futures import ProcessPoolExecutor
 from unittest import mock
 
 import flax.linen as nn
@@ -46,7 +47,7 @@ def count(jaxpr):
     return sum(1 + sum(map(count, core.jaxprs_in_params(eqn.params))) for eqn in jaxpr.eqns)
 
 
-def measure(blocks, cores, pipe):
+def measure(blocks, cores):
     """Seconds of tracing, seconds of all else in `infer_spec`, equations, names."""
     if cores:
         os.sched_setaffinity(0, cores)
@@ -57,7 +58,7 @@ def measure(blocks, cores, pipe):
 
     def step(params, tokens):
         def loss(params):
-            logits = model.apply({"params": params}, tokens)
+            logits = jnp.asarray(model.apply({"params": params}, tokens))
             return optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], tokens[:, 1:]).mean()
 
         value, grads = jax.value_and_grad(loss)(params)
@@ -79,27 +80,23 @@ def measure(blocks, cores, pipe):
         spec = infer_spec(step, params, tokens)
         whole = time.process_time() - start
     ((trace, equations),) = traced
-    pipe.send((trace, whole - trace, equations, len(spec.sizes)))
+    return trace, whole - trace, equations, len(spec.sizes)
 
 
 def main() -> None:
-    context = multiprocessing.get_context("spawn")
     settings: dict[str, set[int] | None] = {"": None}
     if hasattr(os, "sched_setaffinity"):
         settings["_one_core"] = {min(os.sched_getaffinity(0))}
+    fresh = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1)
     for suffix, cores in settings.items():
         for blocks in (3, 6, 12, 24):
-            receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=measure, args=(blocks, cores, sender))
-            process.start()
-            trace, infer, equations, names = receiver.recv()
-            process.join()
+            trace, infer, equations, names = fresh.submit(measure, blocks, cores).result()
             name = f"gpt2_{blocks}_blocks"
             if not suffix:
                 print(f"{name}_names {names} names")
                 print(f"{name}_equations {equations} equations")
             print(f"{name}_trace{suffix} {trace:.2f} s")
-            print(f"{name}_infer{suffix} {infer:.2f} s")
+            print(f"{name}_infer{suffix} {infer:.3f} s")
             print(f"{name}_infer_per_equation{suffix} {infer / equations * 1e6:.0f} us", flush=True)
 
 

@@ -70,19 +70,17 @@ def default_block_entries() -> int:
 
 
 def _is_large(leaf: LeafSpec, config: OptimizerConfig, block_entries: int) -> bool:
-    """Whether a leaf goes in blocks: diagonals, fixed positions and parts of an axis need all of it."""
+    """Whether a leaf goes in blocks: diagonals and fixed positions need all of it."""
     if not block_entries or math.prod(leaf.shape) <= _SMALL_BLOCKS * block_entries or config.pool:
         return False
-    if config.head == "deepsets":
-        return True
-    names = [name for name, _ in leaf.factors if name is not None]
-    fixed = len(names) < len(leaf.factors)
-    return (
-        config.head == "unf"
-        and len(leaf.blocks) == 1
-        and len(set(names)) == len(names)
-        and (config.coefficients == "tied" or not fixed)
-    )
+    if config.head != "unf":
+        return config.head == "deepsets"
+    for block in leaf.blocks:
+        names = [name for name, _ in block.factors if name is not None]
+        fixed = len(block.factors) - len(names)
+        if len(set(names)) < len(names) or (fixed and config.coefficients == "full") or 0 in block.shape:
+            return False
+    return True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,19 +117,20 @@ class _InBlocks:
             return []
         return unpack(self._trunk(pack(xs)), [x.shape[1:] for x in xs])
 
-    def _stream(self, channels: Channels, leaf: Tensor, whole: Array) -> tuple[Array, list[Array]]:
-        squares = mean_squares(channels)
-        inputs = [x.reshape(leaf.sizes) for x in channels]
-        return stream(inputs, lambda x: self._trunk(scaled(x, squares)), whole, leaf, self.block_entries)
+    def _stream(
+        self, inputs: Channels, squares: Float[Array, "channels 1"], tensor: Tensor, whole: Array
+    ) -> tuple[Array, list[Array]]:
+        return stream(inputs, lambda x: self._trunk(scaled(x, squares)), whole, tensor, self.block_entries)
 
     def _deep_sets(self, n: int, channels: Channels, features: Array | None) -> Float[Array, "*shape"]:
         head = self.params["head"]
         if features is not None:
             return DeepSets(1, pool=False, channel_axis=0).apply({"params": head}, features)[0]  # type: ignore[index]
-        shape = self.spec.leaves[n].shape
-        leaf = Tensor("", (0,), (math.prod(shape),), (math.prod(shape),), (True,))
-        products, _ = self._stream(channels, leaf, head["kernel"])
-        return products[0].reshape(shape) + head["bias"][0]
+        leaf = self.spec.leaves[n]
+        entries = Tensor(leaf.path, (0,), (math.prod(leaf.shape),), (math.prod(leaf.shape),), (True,))
+        flat = [x.reshape(-1) for x in channels]
+        products, _ = self._stream(flat, mean_squares(channels), entries, head["kernel"])
+        return products[0].reshape(leaf.shape) + head["bias"][0].astype(products.dtype)
 
     def _unf(self, channels: Sequence[Channels], features: dict[int, Array]) -> list[Float[Array, "*shape"]]:
         head, tied = self.params["head"], self.config.coefficients == "tied"
@@ -143,14 +142,16 @@ class _InBlocks:
 
         contracted: list[Contracted] = []
         for n, leaf in enumerate(self.spec.leaves):
-            first = len(contracted)
-            if n in self.large:
-                whole = (whole_tied if tied else whole_full)(matrix, leaves, heights, first, 1)
-                products, means = self._stream(channels[n], leaves[first], whole)
-                contracted.append([Arrived(products), *means])
+            if n not in self.large:
+                for block in split_blocks(features[n], leaf, leading=1):
+                    tensor = leaves[len(contracted)]
+                    contracted.append(contract(positions_to_channels(block, tensor), tensor.names))
                 continue
-            for block, tensor in zip(split_blocks(features[n], leaf, leading=1), leaves[first:], strict=False):
-                contracted.append(contract(positions_to_channels(block, tensor), tensor.names))
+            squares = mean_squares(channels[n])
+            for inputs in zip(*(split_blocks(x, leaf) for x in channels[n]), strict=True):
+                whole = (whole_tied if tied else whole_full)(matrix, leaves, heights, len(contracted), 1)
+                products, means = self._stream(inputs, squares, leaves[len(contracted)], whole)
+                contracted.append([Arrived(products), *means])
         terms = (mix_tied if tied else mix_full)(matrix, leaves, contracted, 1, use_bias=True)
         outputs = [functools.reduce(operator.add, arrived) for arrived in terms]
         blocks = [channels_to_positions(y, leaf, 1) for y, leaf in zip(outputs, leaves, strict=True)]

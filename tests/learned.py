@@ -23,4 +23,3 @@ def make_weights(head, spec=SPEC):
     kind, coefficients = ("unf", head) if head in ("tied", "full") else (head, "full")
     config = OptimizerConfig(head=kind, coefficients=coefficients, hidden_channels=4, hidden_layers=1, beta=0.5)
     return init_weights(config, spec, jax.random.key(7))
-

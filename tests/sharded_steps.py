@@ -1,5 +1,6 @@
 """Updates of sharded parameters on 8 forced host devices. Run by test_sharding.py; prints what it found as JSON."""
 
+import functools
 import json
 import math
 import re
@@ -49,6 +50,7 @@ PARAMS, GRADS = make_tree(0), make_tree(1)
 SPEC = make_spec(AXES, PARAMS, sizes={"heads": SIZES["heads"]})
 
 
+@functools.cache
 def make(head):
     kind, coefficients = ("unf", head) if head in ("tied", "full") else (head, "full")
     config = OptimizerConfig(head=kind, coefficients=coefficients, hidden_channels=8, hidden_layers=1, beta=0.5)
@@ -66,7 +68,9 @@ def largest_moved(text):
 
 
 def difference(a, b):
-    return max(float(abs(np.asarray(x) - np.asarray(y)).max()) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
+    return max(
+        float(abs(np.asarray(x) - np.asarray(y)).max()) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)
+    )
 
 
 def stepper(tx):
@@ -130,7 +134,7 @@ def gathered():
 
 def main():
     found = {"gather": {"moved": gathered()}}
-    for head, layouts in {"deepsets": ["both"], "full": ["both"], "tied": list(LAYOUTS)}.items():
+    for head, layouts in {"deepsets": ["rows"], "full": ["both"], "tied": ["megatron", "both"]}.items():
         step = stepper(make(head))
         expected = step(*step(PARAMS, make(head).init(PARAMS), GRADS), GRADS)
         for layout in layouts:

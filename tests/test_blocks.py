@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optax_unf import MetaWeights, OptimizerConfig, init_weights, make_spec, scale_by_unf
+from optax_unf import Concat, MetaWeights, OptimizerConfig, init_weights, make_spec, scale_by_unf
 from optax_unf.contract import Tensor, contract
 from optax_unf.features import normalize
 from optax_unf.stream import mean_squares, stream
@@ -54,13 +54,14 @@ AXES = {
     "query": ("model", "heads", "size"),
     "key": ("model", "heads", "size"),
     "recurrent": ("model", "model"),
+    "fused": ("model", Concat(("heads", "size"), ("heads", "size"), "hidden")),
     "up": ("model", "hidden"),
     "down": ("hidden", "model"),
     "bias": ("model",),
     "scale": (),
 }
 SIZES = {"vocabulary": 31, "model": 12, "heads": 2, "size": 5, "hidden": 18}
-PARAMS = {path: np.zeros([SIZES[name] for name in axes], np.float32) for path, axes in AXES.items()}
+PARAMS = {path: np.zeros([SIZES.get(name, 38) for name in axes], np.float32) for path, axes in AXES.items()}
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,10 @@ def test_unknown_arguments_are_ignored(head):
         chex.assert_trees_all_equal(one, plain)
 
 
-@pytest.mark.parametrize(("head", "kind"), [("none", "float"), ("none", "int"), ("none", "array"), ("none", "schedule"), ("full", "schedule")])
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [("none", "float"), ("none", "int"), ("none", "array"), ("none", "schedule"), ("full", "schedule")],
+)
 def test_the_learning_rate_can_be_injected(head, kind):
     rate = {"float": 0.5, "int": 1, "array": jnp.float32(0.5), "schedule": optax.linear_schedule(0.5, 0.1, 2)}[kind]
     injected = optax.inject_hyperparams(unf)(weights_of(head), spec=SPEC, learning_rate=rate)
@@ -96,7 +99,9 @@ def test_an_injected_rate_changes_without_retracing():
 @two_heads
 def test_a_constant_schedule_is_the_constant(head):
     schedule = optax.constant_schedule(0.3)
-    chex.assert_trees_all_equal(descend(make(head, learning_rate=schedule))[0], descend(make(head, learning_rate=0.3))[0])
+    chex.assert_trees_all_equal(
+        descend(make(head, learning_rate=schedule))[0], descend(make(head, learning_rate=0.3))[0]
+    )
 
 
 def test_the_count_stops_at_its_largest_value():
@@ -166,7 +171,9 @@ def spec_of(kind):
     return {"names": AXES, "spec": SPEC, "none": None, "part": make_spec(only(AXES), only(make_params()))}[kind]
 
 
-@pytest.mark.parametrize(("head", "kind"), [("tied", "names"), ("tied", "spec"), ("tied", "none"), ("tied", "part"), ("none", "spec")])
+@pytest.mark.parametrize(
+    ("head", "kind"), [("tied", "names"), ("tied", "spec"), ("tied", "none"), ("tied", "part"), ("none", "spec")]
+)
 def test_masked_is_the_optimizer_of_the_part(head, kind):
     tx = unf(weights_of(head), spec=spec_of(kind))
     params, state = descend(optax.masked(tx, KERNELS), steps=2)
@@ -221,7 +228,9 @@ def test_full_coefficients_of_the_part_fit_it(kind):
 
 
 def test_a_leaf_without_an_entry_is_an_error_under_a_mask_too():
-    tx = optax.masked(unf(weights_of("deepsets"), spec=make_spec({"w": AXES["w"]}, only(make_params()))), {**KERNELS, "b": True})
+    tx = optax.masked(
+        unf(weights_of("deepsets"), spec=make_spec({"w": AXES["w"]}, only(make_params()))), {**KERNELS, "b": True}
+    )
     with pytest.raises(ValueError, match="no entry for the leaf 'b'"):
         tx.update(make_params(1), tx.init(make_params()), make_params())
 
@@ -232,9 +241,7 @@ def test_a_leaf_without_an_entry_is_an_error_under_a_mask_too():
 @two_heads
 def test_transformations_before_and_after(head):
     params, grads, tx = make_params(), make_params(1), make(head)
-    chained = optax.chain(
-        optax.clip_by_global_norm(0.5), tx, optax.add_decayed_weights(-0.01), optax.scale(2.0)
-    )
+    chained = optax.chain(optax.clip_by_global_norm(0.5), tx, optax.add_decayed_weights(-0.01), optax.scale(2.0))
 
     @jax.jit
     def both():
@@ -474,9 +481,7 @@ def test_gradient_through_an_update(head):
     slope = jax.jit(jax.grad(after, argnums=(0, 1, 2)))
     arguments = (weights_of(head), make_params(), make_params(1))
     direction = jax.tree.map(lambda x: jax.random.normal(jax.random.key(3), x.shape), arguments)
-    ahead, behind = (
-        after(*jax.tree.map(lambda x, d, h=h: x + h * d, arguments, direction)) for h in (1e-3, -1e-3)
-    )
+    ahead, behind = (after(*jax.tree.map(lambda x, d, h=h: x + h * d, arguments, direction)) for h in (1e-3, -1e-3))
     predicted = optax.tree.vdot(slope(*arguments), direction)
     assert float(predicted) == pytest.approx(float(ahead - behind) / 2e-3, rel=2e-2, abs=2e-2)
     # Where nothing has a scale yet.

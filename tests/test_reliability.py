@@ -100,10 +100,14 @@ def test_leaves_of_every_rank_and_of_size_zero_and_one(head):
     rng = np.random.default_rng(0)
     params = {f"leaf_{n}": jnp.asarray(rng.normal(size=shape), jnp.float32) for n, shape in enumerate(shapes)}
     # One name an axis and two for all: many contractions, and many diagonals.
-    names = {f"leaf_{n}": tuple(f"{size}" if len(s) < 4 else f"{n}:{a}" for a, size in enumerate(s)) for n, s in enumerate(shapes)}
+    names = {
+        f"leaf_{n}": tuple(f"{size}" if len(s) < 4 else f"{n}:{a}" for a, size in enumerate(s))
+        for n, s in enumerate(shapes)
+    }
     tx = make(head, params, names, hidden_channels=4)
-    updates, state = jax.jit(tx.update)(params, tx.init(params), params)
-    updates, state = jax.jit(tx.update)(params, state, params)
+    update = jax.jit(tx.update)
+    _, state = update(params, tx.init(params), params)
+    updates, state = update(params, state, params)
     assert [x.shape for x in updates.values()] == shapes
     assert all_finite((updates, state))
     assert all((x != 0).all() for x in updates.values())
