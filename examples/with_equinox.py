@@ -25,8 +25,8 @@ def step(model, state, images, labels):
 
 
 def main() -> float:
-    digits = load_digits()
-    images, labels = jnp.asarray(digits.data, jnp.float32) / 16, jnp.asarray(digits.target)
+    pixels, digits = load_digits(return_X_y=True)
+    images, labels = jnp.asarray(pixels, jnp.float32) / 16, jnp.asarray(digits)
     model = eqx.nn.MLP(in_size=64, out_size=10, width_size=32, depth=1, key=jax.random.key(0))
     state = OPTIMIZER.init(eqx.filter(model, eqx.is_inexact_array))
     loss = jnp.inf

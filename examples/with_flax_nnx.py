@@ -32,8 +32,8 @@ def step(model: MLP, optimizer: nnx.Optimizer, images: jax.Array, labels: jax.Ar
 
 
 def main() -> float:
-    digits = load_digits()
-    images, labels = jnp.asarray(digits.data, jnp.float32) / 16, jnp.asarray(digits.target)
+    pixels, digits = load_digits(return_X_y=True)
+    images, labels = jnp.asarray(pixels, jnp.float32) / 16, jnp.asarray(digits)
     model = MLP(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, optax_unf.unf("mlp-fashion-mnist-deepsets"), wrt=nnx.Param)
     loss = jnp.inf

@@ -30,8 +30,8 @@ def step(state: TrainState, images: jax.Array, labels: jax.Array) -> tuple[Train
 
 
 def main() -> float:
-    digits = load_digits()
-    images, labels = jnp.asarray(digits.data, jnp.float32) / 16, jnp.asarray(digits.target)
+    pixels, digits = load_digits(return_X_y=True)
+    images, labels = jnp.asarray(pixels, jnp.float32) / 16, jnp.asarray(digits)
     model = MLP()
     params = model.init(jax.random.key(0), images[:1])["params"]
     optimizer = optax_unf.unf("mlp-fashion-mnist-deepsets")

@@ -26,8 +26,8 @@ def step(params, state, images, labels):
 
 
 def main() -> float:
-    digits = load_digits()
-    images, labels = jnp.asarray(digits.data, jnp.float32) / 16, jnp.asarray(digits.target)
+    pixels, digits = load_digits(return_X_y=True)
+    images, labels = jnp.asarray(pixels, jnp.float32) / 16, jnp.asarray(digits)
     params = MODEL.init(jax.random.key(0), images[:1])
     state = OPTIMIZER.init(params)
     loss = jnp.inf

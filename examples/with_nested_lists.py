@@ -32,8 +32,8 @@ def loss(params, images, labels):
 
 
 def main() -> float:
-    digits = load_digits()
-    images, labels = jnp.asarray(digits.data, jnp.float32) / 16, jnp.asarray(digits.target)
+    pixels, digits = load_digits(return_X_y=True)
+    images, labels = jnp.asarray(pixels, jnp.float32) / 16, jnp.asarray(digits)
     params = init(jax.random.key(0))
     # Weights with full coefficients want the leaves' names that they were made for; these fit any tree.
     optimizer = optax_unf.unf("mlp-fashion-mnist-deepsets", spec=SPEC)

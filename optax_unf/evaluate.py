@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from optax_unf.nn import DeepSets
 from optax_unf.nn.layout import from_blocks
 from optax_unf.nn.mix import Arrived, Contracted, mix_full, mix_tied, whole_full, whole_tied
 from optax_unf.spec import LeafSpec, PermutationSpec
-from optax_unf.stream import mean_squares, stream
+from optax_unf.stream import stream
 
 # The products of a block of this size run at the full rate of a CPU core, and its features stay in the cache.
 _CPU_ENTRIES = 1536
@@ -38,8 +38,10 @@ def evaluate(
     spec: PermutationSpec,
     params: dict[str, Any],
     channels: Sequence[Channels],
+    squares: Mapping[int, Float[Array, "channels 1"]],
     step: Float[Array, " time_channels"],
-    block_entries: int | None = None,
+    block_entries: int,
+    dtype: jnp.dtype,
 ) -> list[Float[Array, "*shape"]]:
     """The value of f on every leaf.
 
@@ -48,29 +50,31 @@ def evaluate(
       spec: the weight space.
       params: parameters of `UpdateNetwork`.
       channels: of every leaf, not yet normalized.
+      squares: the mean squares of the channels of the leaves that are evaluated in blocks, by number.
       step: the encoding of the iteration number.
-      block_entries: how many entries of a large leaf to evaluate at a time; 0 for whole leaves. By default chosen for
-        the device, or 0 if there are several: the leaves may be parted between them, and a block would gather them.
+      block_entries: how many entries of those to evaluate at a time.
+      dtype: to compute in.
     """
-    if block_entries is None:
-        block_entries = default_block_entries()
-    large = [n for n, leaf in enumerate(spec.leaves) if _is_large(leaf, config, block_entries)]
-    if large:
-        return _InBlocks(config, spec, params, step, block_entries, frozenset(large)).evaluate(channels)
-    features = [normalize(jnp.stack(xs)) for xs in channels]
+    if squares:
+        return _InBlocks(config, spec, params, step, block_entries, dtype).evaluate(channels, squares)
+    features = [_normalized(xs, dtype) for xs in channels]
     return UpdateNetwork(config, spec).apply({"params": params}, features, step)  # type: ignore[return-value]
 
 
 def default_block_entries() -> int:
-    """How many entries of a large leaf are evaluated at a time unless told otherwise."""
+    """How many entries of a large leaf are evaluated at a time unless told otherwise.
+
+    0, for whole leaves, if there are several devices: the leaves may be parted between them, and a block would gather
+    them.
+    """
     devices = jax.devices()
     if len(devices) > 1:
         return 0
     return _CPU_ENTRIES if devices[0].platform == "cpu" else _ACCELERATOR_ENTRIES
 
 
-def _is_large(leaf: LeafSpec, config: OptimizerConfig, block_entries: int) -> bool:
-    """Whether a leaf goes in blocks: diagonals and fixed positions need all of it."""
+def goes_in_blocks(leaf: LeafSpec, config: OptimizerConfig, block_entries: int) -> bool:
+    """Whether a leaf is evaluated in blocks: those with diagonals or fixed positions need all of it at once."""
     if not block_entries or math.prod(leaf.shape) <= _SMALL_BLOCKS * block_entries or config.pool:
         return False
     if config.head != "unf":
@@ -95,14 +99,14 @@ class _InBlocks:
     params: dict[str, Any]
     step: Float[Array, " time_channels"]
     block_entries: int
-    large: frozenset[int]
+    dtype: jnp.dtype
 
-    def evaluate(self, channels: Sequence[Channels]) -> list[Float[Array, "*shape"]]:
-        small = {n: normalize(jnp.stack(xs)) for n, xs in enumerate(channels) if n not in self.large}
+    def evaluate(
+        self, channels: Sequence[Channels], squares: Mapping[int, Float[Array, "channels 1"]]
+    ) -> list[Float[Array, "*shape"]]:
+        small = {n: _normalized(xs, self.dtype) for n, xs in enumerate(channels) if n not in squares}
         features = dict(zip(small, self._through_trunk(list(small.values())), strict=True))
-        if self.config.head == "deepsets":
-            return [self._deep_sets(n, channels[n], features.get(n)) for n in range(len(channels))]
-        return self._unf(channels, features)
+        return (self._deep_sets if self.config.head == "deepsets" else self._unf)(channels, squares, features)
 
     def _trunk(self, x: Float[Array, "channels *shape"]) -> Float[Array, "features *shape"]:
         for layer in range(self.config.hidden_layers):
@@ -120,19 +124,27 @@ class _InBlocks:
     def _stream(
         self, inputs: Channels, squares: Float[Array, "channels 1"], tensor: Tensor, whole: Array
     ) -> tuple[Array, list[Array]]:
+        whole = whole.astype(self.dtype)
         return stream(inputs, lambda x: self._trunk(scaled(x, squares)), whole, tensor, self.block_entries)
 
-    def _deep_sets(self, n: int, channels: Channels, features: Array | None) -> Float[Array, "*shape"]:
-        head = self.params["head"]
-        if features is not None:
-            return DeepSets(1, pool=False, channel_axis=0).apply({"params": head}, features)[0]  # type: ignore[index]
-        leaf = self.spec.leaves[n]
-        entries = Tensor(leaf.path, (0,), (math.prod(leaf.shape),), (math.prod(leaf.shape),), (True,))
-        flat = [x.reshape(-1) for x in channels]
-        products, _ = self._stream(flat, mean_squares(channels), entries, head["kernel"])
-        return products[0].reshape(leaf.shape) + head["bias"][0].astype(products.dtype)
+    def _deep_sets(
+        self, channels: Sequence[Channels], squares: Mapping[int, Array], features: Mapping[int, Array]
+    ) -> list[Float[Array, "*shape"]]:
+        head, outputs = self.params["head"], []
+        for n, leaf in enumerate(self.spec.leaves):
+            if n in squares:
+                size = math.prod(leaf.shape)
+                entries = Tensor(leaf.path, (0,), (size,), (size,), (True,))
+                products, _ = self._stream([x.reshape(-1) for x in channels[n]], squares[n], entries, head["kernel"])
+                outputs.append(products[0].reshape(leaf.shape) + head["bias"][0].astype(self.dtype))
+            else:
+                layer = DeepSets(1, pool=False, channel_axis=0)
+                outputs.append(layer.apply({"params": head}, features[n])[0])  # type: ignore[index]
+        return outputs
 
-    def _unf(self, channels: Sequence[Channels], features: dict[int, Array]) -> list[Float[Array, "*shape"]]:
+    def _unf(
+        self, channels: Sequence[Channels], squares: Mapping[int, Array], features: Mapping[int, Array]
+    ) -> list[Float[Array, "*shape"]]:
         head, tied = self.params["head"], self.config.coefficients == "tied"
         leaves = tensors(self.spec, fixed_as_permuted=tied)
         heights = [self.config.hidden_channels * leaf.positions for leaf in leaves]
@@ -142,17 +154,20 @@ class _InBlocks:
 
         contracted: list[Contracted] = []
         for n, leaf in enumerate(self.spec.leaves):
-            if n not in self.large:
+            if n not in squares:
                 for block in split_blocks(features[n], leaf, leading=1):
                     tensor = leaves[len(contracted)]
                     contracted.append(contract(positions_to_channels(block, tensor), tensor.names))
                 continue
-            squares = mean_squares(channels[n])
             for inputs in zip(*(split_blocks(x, leaf) for x in channels[n]), strict=True):
                 whole = (whole_tied if tied else whole_full)(matrix, leaves, heights, len(contracted), 1)
-                products, means = self._stream(inputs, squares, leaves[len(contracted)], whole)
+                products, means = self._stream(inputs, squares[n], leaves[len(contracted)], whole)
                 contracted.append([Arrived(products), *means])
         terms = (mix_tied if tied else mix_full)(matrix, leaves, contracted, 1, use_bias=True)
         outputs = [functools.reduce(operator.add, arrived) for arrived in terms]
         blocks = [channels_to_positions(y, leaf, 1) for y, leaf in zip(outputs, leaves, strict=True)]
         return [y[0] for y in from_blocks(blocks, self.spec)]
+
+
+def _normalized(channels: Channels, dtype: jnp.dtype) -> Float[Array, "channels *shape"]:
+    return normalize(jnp.stack([x.astype(dtype) for x in channels]))

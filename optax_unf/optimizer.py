@@ -11,7 +11,7 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
-from optax_unf.evaluate import evaluate
+from optax_unf.evaluate import default_block_entries, evaluate, goes_in_blocks
 from optax_unf.features import DECAYS, encode_step
 from optax_unf.infer import Inferred
 from optax_unf.paths import leaves_by_path, show_path
@@ -19,6 +19,7 @@ from optax_unf.read_spec import make_spec
 from optax_unf.restrict import restrict
 from optax_unf.sharding import propagated
 from optax_unf.spec import PermutationSpec
+from optax_unf.stream import advance, mean_squares
 from optax_unf.weights import MetaWeights, check_fits, load_weights
 
 Weights: TypeAlias = MetaWeights | str | Path
@@ -200,20 +201,28 @@ def _direction(
 ) -> tuple[list[Array], list[list[Array]]]:
     """The direction and the new momenta, leaf by leaf in the order of the spec, with the dtypes of the first two."""
     dtype = jnp.result_type(jnp.float32, *params)
-    wide = functools.partial(jnp.asarray, dtype=dtype)
-    decays = [wide(decay) for decay in (weights.gamma_0, *DECAYS)]
+    decays = jnp.stack([jnp.asarray(decay, dtype) for decay in (weights.gamma_0, *DECAYS)])
+    config = weights.config
+    if block_entries is None:
+        block_entries = default_block_entries()
     # Leaves stay apart: side by side in one array, they would lose their shardings.
-    new = [
-        [decay * wide(m) + (1.0 - decay) * wide(g) for m, g in zip(old, grads, strict=True)]
-        for decay, old in zip(decays, momenta, strict=True)
-    ]
-    direction = new[0]
-    if weights.config.head != "none":
-        channels = [[wide(x) for x in xs] for xs in zip(params, grads, *new[1:], strict=True)]
-        network = weights.theta["network"]
-        learned = evaluate(weights.config, space, network, channels, encode_step(count), block_entries)
-        direction = [m + wide(weights.theta["beta"]) * f for m, f in zip(direction, learned, strict=True)]
-    return _cast(direction, params), [_cast(leaves, old) for leaves, old in zip(new, momenta, strict=True)]
+    new, squares = [], {}
+    for n, (leaf, param, grad, *old) in enumerate(zip(space.leaves, params, grads, *momenta, strict=True)):
+        if goes_in_blocks(leaf, config, block_entries):
+            after = advance(old, grad, decays)
+            squares[n] = mean_squares([param, grad, *after[1:]], dtype)
+        else:
+            wide = grad.astype(dtype)
+            after = _cast([d * m.astype(dtype) + (1.0 - d) * wide for d, m in zip(decays, old, strict=True)], old)
+        new.append(after)
+    direction = [after[0].astype(dtype) for after in new]
+    if config.head != "none":
+        channels = [[param, grad, *after[1:]] for param, grad, after in zip(params, grads, new, strict=True)]
+        network, step = weights.theta["network"], encode_step(count)
+        learned = evaluate(config, space, network, channels, squares, step, block_entries, dtype)
+        beta = weights.theta["beta"].astype(dtype)
+        direction = [m + beta * f for m, f in zip(direction, learned, strict=True)]
+    return _cast(direction, params), [list(trees) for trees in zip(*new, strict=True)]
 
 
 def _cast(leaves: Sequence[Array], like: Sequence[Array]) -> list[Array]:

@@ -24,7 +24,7 @@ def propagated(function: Callable[..., Result]) -> Callable[..., Result]:
         if not any(AxisType.Explicit in x.sharding.mesh.axis_types for x in types):
             return function(leaves, trees, **rest)
         shardings = jax.tree.map(lambda x: jax.typeof(x).sharding, (list(leaves), [list(tree) for tree in trees]))
-        automatic = jax.sharding.auto_axes(lambda args, rest: function(*args, **rest), out_sharding=shardings)
+        automatic: Any = jax.sharding.auto_axes(lambda args, rest: function(*args, **rest), out_sharding=shardings)
         return automatic((leaves, trees), rest)
 
     return call

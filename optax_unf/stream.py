@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from optax_unf.contract import Contraction, Tensor, contractions, mean_axis
 from optax_unf.features import bounded
 
-# Entries of a row in `mean_squares`: the rows of eight channels fit into the first-level cache.
+# Entries of a row: those of all channels fit into the second-level cache.
 _ROW = 2048
 
 
@@ -60,23 +60,74 @@ def tiles(sizes: tuple[int, ...], entries: int) -> Tiles:
     return Tiles(sizes, axis, -(-sizes[axis] // -(-sizes[axis] // length)))
 
 
-def mean_squares(xs: Sequence[Float[Array, "*sizes"]]) -> Float[Array, "channels 1"]:
+def advance(
+    momenta: Sequence[Float[Array, "*sizes"]], grad: Float[Array, "*sizes"], decays: Float[Array, " momenta"]
+) -> list[Float[Array, "*sizes"]]:
+    """The momenta of a leaf after one step.
+
+    Row by row, so that the new ones take the place of the old ones.
+
+    Args:
+      momenta: the old ones, whose dtype the new ones have.
+      grad: the gradient.
+      decays: of the momenta, in the dtype to compute in.
+    """
+    flat_grad, dtype = grad.reshape(-1), decays.dtype
+    rows = _Rows(grad.size)
+
+    def step(n: Int[Array, ""], old: list[Array]) -> list[Array]:
+        g = rows.read(flat_grad, n).astype(dtype)
+        new = []
+        for decay, m in zip(decays, old, strict=True):
+            row = rows.read(m, n)
+            row = jnp.where(rows.new(n), (decay * row.astype(dtype) + (1.0 - decay) * g).astype(m.dtype), row)
+            new.append(jax.lax.dynamic_update_slice(m, row, (rows.begin(n),)))
+        return new
+
+    return [m.reshape(grad.shape) for m in jax.lax.fori_loop(0, rows.count, step, [m.reshape(-1) for m in momenta])]
+
+
+def mean_squares(xs: Sequence[Float[Array, "*sizes"]], dtype: jnp.dtype) -> Float[Array, "channels 1"]:
     """The mean square of each channel of a leaf, as `optax_unf.features.normalize` takes it.
 
-    One sum over all entries would be a single chain of additions. Summed row by row, many are added in parallel.
+    One sum over all entries would be a single chain of additions; row by row, many are added in parallel.
     """
-    size = xs[0].size
-    length = min(_ROW, size)
-    rows = size // length
     flat = [x.reshape(-1) for x in xs]
+    rows = _Rows(flat[0].size)
 
-    def add(n: Int[Array, ""], total: Float[Array, "channels row"]) -> Float[Array, "channels row"]:
-        row = jnp.stack([jax.lax.dynamic_slice(x, (n * length,), (length,)) for x in flat])
-        return total + jnp.square(bounded(row))
+    def step(n: Int[Array, ""], total: Float[Array, "channels row"]) -> Float[Array, "channels row"]:
+        x = jnp.stack([rows.read(x, n).astype(dtype) for x in flat])
+        return total + jnp.where(rows.new(n), jnp.square(bounded(x)), 0.0)
 
-    total = jax.lax.fori_loop(0, rows, add, jnp.zeros((len(xs), length), xs[0].dtype))
-    rest = jnp.square(bounded(jnp.stack([x[rows * length :] for x in flat])))
-    return (total.sum(1, keepdims=True) + rest.sum(1, keepdims=True)) / size
+    total = jax.lax.fori_loop(0, rows.count, step, jnp.zeros((len(flat), rows.length), dtype))
+    return total.sum(1, keepdims=True) / flat[0].size
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """An array of `size` entries in rows. The last row overlaps the one before it if they do not fill it."""
+
+    size: int
+
+    @property
+    def length(self) -> int:
+        return min(_ROW, self.size)
+
+    @property
+    def count(self) -> int:
+        return -(-self.size // self.length)
+
+    def begin(self, n: Int[Array, ""]) -> Int[Array, ""]:
+        """Where row n begins."""
+        return jnp.minimum(n * self.length, self.size - self.length)
+
+    def read(self, x: Float[Array, " size"], n: Int[Array, ""]) -> Float[Array, " row"]:
+        """Row n."""
+        return jax.lax.dynamic_slice(x, (self.begin(n),), (self.length,))
+
+    def new(self, n: Int[Array, ""]) -> Array | bool:
+        """Which of its entries were not in the row before."""
+        return True if self.size % self.length == 0 else self.begin(n) + jnp.arange(self.length) >= n * self.length
 
 
 def stream(
@@ -91,7 +142,7 @@ def stream(
     Args:
       inputs: the input channels.
       trunk: the pointwise part of f.
-      whole: the matrix of all that is made of single entries.
+      whole: the matrix of all that is made of single entries, in the dtype to compute in.
       leaf: the leaf, whose names must be distinct and all permuted.
       entries: about how many entries to evaluate at a time.
 
@@ -102,7 +153,7 @@ def stream(
     cut = tiles(leaf.sizes, entries)
     views = [x.reshape(cut.view) for x in inputs]
     sums = [_Sum(cut, axis) for axis in range(len(leaf.sizes))]
-    dtype, features = inputs[0].dtype, whole.shape[0]
+    dtype, features = whole.dtype, whole.shape[0]
     start = (
         jnp.zeros((whole.shape[1], *cut.view), dtype),
         [jnp.zeros((features, *total.shape), dtype) for total in sums],
@@ -113,8 +164,8 @@ def stream(
         before, at = n // cut.per_axis, n % cut.per_axis
         begin = jnp.minimum(at * cut.length, cut.view[1] - cut.length)
         shape = (1, cut.length, cut.view[2])
-        x = jnp.concatenate([jax.lax.dynamic_slice(v, (before, begin, 0), shape).reshape(1, -1) for v in views])
-        h = trunk(x)
+        rows = [jax.lax.dynamic_slice(v, (before, begin, 0), shape).reshape(-1) for v in views]
+        h = trunk(jnp.stack([row.astype(dtype) for row in rows]))
         y = jnp.einsum("io,in->on", whole, h).reshape(-1, *shape)
         products = jax.lax.dynamic_update_slice(products, y, (0, before, begin, 0))
         h = h.reshape(features, *shape[1:])

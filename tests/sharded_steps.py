@@ -28,10 +28,6 @@ SIZES = {"vocabulary": 256, "model": 128, "hidden": 256, "heads": 8, "head": 16}
 # Name of the layout: shape of the mesh, and how each leaf is sharded; other leaves are replicated.
 LAYOUTS = {
     "rows": ((8,), dict.fromkeys(("embed", "attention", "up", "bias", "down", "scale"), P("x"))),
-    "megatron": (
-        (8,),
-        {"embed": P("x"), "attention": P(None, "x"), "up": P(None, "x"), "bias": P("x"), "down": P("x")},
-    ),
     "both": (
         (4, 2),
         {"embed": P("x", "y"), "attention": P("x", "y"), "up": P("x", "y"), "bias": P("y"), "down": P("y", "x")},
@@ -134,7 +130,7 @@ def gathered():
 
 def main():
     found = {"gather": {"moved": gathered()}}
-    for head, layouts in {"deepsets": ["rows"], "full": ["both"], "tied": ["megatron", "both"]}.items():
+    for head, layouts in {"deepsets": ["rows"], "full": ["both"], "tied": ["both"]}.items():
         step = stepper(make(head))
         expected = step(*step(PARAMS, make(head).init(PARAMS), GRADS), GRADS)
         for layout in layouts:

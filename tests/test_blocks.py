@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from optax_unf import Concat, MetaWeights, OptimizerConfig, init_weights, make_spec, scale_by_unf
 from optax_unf.contract import Tensor, contract
-from optax_unf.features import normalize
-from optax_unf.stream import mean_squares, stream
+from optax_unf.stream import advance, mean_squares, stream
 
 
 @settings(max_examples=40, deadline=None)
@@ -42,11 +41,19 @@ def test_a_leaf_in_blocks_is_the_leaf_whole(sizes, entries, names, seed):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
 
 
-def test_mean_squares_of_many_entries():
+@pytest.mark.parametrize("shape", [(70, 99), (2048,), (3,), (5000,)])
+def test_momenta_and_mean_squares_row_by_row(shape):
     rng = np.random.default_rng(0)
-    xs = [jnp.asarray(rng.normal(size=(70, 99)) * scale, jnp.float32) for scale in (1.0, 1e-3, 1e20)]
-    expected = [np.mean(np.clip(np.asarray(x, np.float64), -1e15, 1e15) ** 2) for x in xs]
-    np.testing.assert_allclose(mean_squares(xs)[:, 0], expected, rtol=1e-5)
+    param, grad, *momenta = (rng.normal(size=shape) * scale for scale in (1.0, 1e-3, 1e20, 1.0, 10.0))
+    decays = np.array([0.9, 0.1, 0.999])
+    expected = [decay * m + (1 - decay) * grad for decay, m in zip(decays, momenta, strict=True)]
+    squares = [np.mean(np.clip(x, -1e15, 1e15) ** 2) for x in (param, grad, *expected[1:])]
+    single = functools.partial(jnp.asarray, dtype=jnp.float32)
+    new = jax.jit(advance)(list(map(single, momenta)), single(grad), single(decays))
+    found = jax.jit(lambda xs: mean_squares(xs, jnp.float32))([single(param), single(grad), *new[1:]])
+    for a, b in zip(new, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+    np.testing.assert_allclose(found[:, 0], squares, rtol=1e-5)
 
 
 AXES = {
@@ -106,10 +113,3 @@ def test_blocks_never_hold_the_features_of_a_leaf():
 
     assert temporary_bytes(0) > 32 * 512 * 1024 * 4
     assert temporary_bytes(1536) < 6 * 512 * 1024 * 4
-
-
-def test_the_features_in_blocks_are_those_that_normalize_makes():
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 50)), jnp.float32)
-    from optax_unf.features import scaled
-
-    np.testing.assert_allclose(scaled(x, mean_squares(list(x))), normalize(x), rtol=1e-5)

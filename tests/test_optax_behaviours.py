@@ -215,7 +215,7 @@ def test_freeze_keeps_parameters(head):
 @pytest.mark.parametrize("kind", ["names", "spec", "none"])
 def test_full_coefficients_refuse_a_part(kind):
     tx = optax.masked(unf(weights_of("full"), spec=spec_of(kind)), KERNELS)
-    with pytest.raises(ValueError, match="full coefficients, which fit only.*parameters have no such leaf"):
+    with pytest.raises(ValueError, match=r"full coefficients, which fit only.*parameters have no such leaf"):
         tx.update(make_params(1), tx.init(make_params()), make_params())
 
 
@@ -337,12 +337,11 @@ def test_float64_updates_are_more_precise(head):
         assert any((a != b).any() for a, b in zip(jax.tree.leaves(double), jax.tree.leaves(single), strict=True))
 
 
-def test_accumulator_dtype_rounds_the_momenta_alone():
-    # The first update sees the momenta before they are rounded.
+def test_accumulator_dtype_rounds_the_momenta():
     plain, narrow = make("deepsets"), make("deepsets", accumulator_dtype=jnp.bfloat16)
     (a, wide), (b, rounded) = descend(plain, steps=1), descend(narrow, steps=1)
-    chex.assert_trees_all_equal(a, b)
     chex.assert_trees_all_equal(jax.tree.map(jnp.bfloat16, wide[0].momenta), rounded[0].momenta)
+    close(a, b, 0.01)
 
 
 @pytest.mark.parametrize("dtype", ["int32", "complex64", bool])

@@ -10,21 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from spaces import randomize
 
 from optax_unf import OptimizerConfig, init_weights, make_spec, unf
 
 AXES = {"w": ("out", "in"), "b": ("out",)}
 PARAMS = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
-HEADS = ["deepsets", "tied"]
+HEADS = ["none", "deepsets", "tied"]
+PRETRAINED = {head: f"mlp-fashion-mnist-{name}" for head, name in zip(HEADS, ["sgdm", "deepsets", "tied"], strict=True)}
 
 
-def make(head, params=PARAMS, axes=AXES, hidden_channels=32):
-    if head == "deepsets":
-        return unf("mlp-fashion-mnist-deepsets", spec=axes)
-    if head == "none":
-        return unf("mlp-fashion-mnist-sgdm", spec=axes)
-    config = OptimizerConfig(coefficients="tied", hidden_channels=hidden_channels, beta=0.01)
-    return unf(init_weights(config, make_spec(axes, params), jax.random.key(0)), spec=axes)
+def make(head):
+    return unf(PRETRAINED[head], spec=AXES)
 
 
 def all_finite(tree):
@@ -66,7 +63,7 @@ def test_a_hundred_thousand_steps(head, gradient):
     assert types[0] == types[1]
 
 
-@pytest.mark.parametrize("head", ["none", *HEADS])
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_extreme_gradients(head, dtype):
     params = jax.tree.map(lambda x: x.astype(dtype), PARAMS)
@@ -94,21 +91,24 @@ def test_extreme_parameters(head, size):
     assert all_finite((updates, state))
 
 
-@pytest.mark.parametrize("head", ["none", *HEADS])
+@pytest.mark.parametrize("head", HEADS)
 def test_leaves_of_every_rank_and_of_size_zero_and_one(head):
-    shapes = [(), (1,), (0,), (2,), (2, 3), (0, 3), (2, 1, 2), (2, 1, 2, 2), (1, 2, 1, 2, 1), (2, 1, 2, 1, 1, 2)]
+    sizes = {"a": 2, "b": 3, "none": 0}
+    names = {"scalar": (), "empty": ("none",), "no rows": ("none", "b"), "square": ("a", "a"), "cube": ("a", "b", "a")}
+    for rank in (1, 4, 5, 6):
+        own = {f"{rank}:{axis}": 1 + axis % 2 for axis in range(rank)}
+        sizes |= own
+        names[f"rank {rank}"] = tuple(own)
     rng = np.random.default_rng(0)
-    params = {f"leaf_{n}": jnp.asarray(rng.normal(size=shape), jnp.float32) for n, shape in enumerate(shapes)}
-    # One name an axis and two for all: many contractions, and many diagonals.
-    names = {
-        f"leaf_{n}": tuple(f"{size}" if len(s) < 4 else f"{n}:{a}" for a, size in enumerate(s))
-        for n, s in enumerate(shapes)
-    }
-    tx = make(head, params, names, hidden_channels=4)
+    params = {path: jnp.asarray(rng.normal(size=[sizes[a] for a in axes]), jnp.float32) for path, axes in names.items()}
+    # Pretrained weights know the roles of an MLP only, and let the others contribute nothing.
+    config = OptimizerConfig("unf" if head == "tied" else head, coefficients="tied", hidden_channels=4)
+    shapes = jax.eval_shape(lambda key: init_weights(config, make_spec(names, params), key), jax.random.key(0))
+    tx = unf(randomize(shapes, jax.random.key(1)), spec=names)
     update = jax.jit(tx.update)
     _, state = update(params, tx.init(params), params)
     updates, state = update(params, state, params)
-    assert [x.shape for x in updates.values()] == shapes
+    assert {path: x.shape for path, x in updates.items()} == {path: x.shape for path, x in params.items()}
     assert all_finite((updates, state))
     assert all((x != 0).all() for x in updates.values())
 

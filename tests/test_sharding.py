@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-CASES = ["deepsets rows auto", "full both auto", "tied megatron auto", "tied both auto", "tied both explicit"]
+CASES = ["deepsets rows auto", "full both auto", "tied both auto", "tied both explicit"]
 
 
 @pytest.fixture(scope="module")
