@@ -23,7 +23,7 @@ from optax_unf.spec import LeafSpec, PermutationSpec
 from optax_unf.stream import stream
 
 # The products of a block of this size run at the full rate of a CPU core, and its features stay in the cache.
-_CPU_ENTRIES = 1536
+_CPU_ENTRIES = 1024
 # An accelerator wants large products; its memory is the limit.
 _ACCELERATOR_ENTRIES = 2**20
 # Smaller leaves are evaluated whole, side by side with other small ones.
