@@ -22,12 +22,12 @@ from optax_unf.nn.mix import Arrived, Contracted, mix_full, mix_tied, whole_full
 from optax_unf.spec import LeafSpec, PermutationSpec
 from optax_unf.stream import stream
 
-# The products of a block of this size run at the full rate of a CPU core, and its features stay in the cache.
-_CPU_ENTRIES = 1024
+# The features of a block of this size stay in a CPU's cache, and its products are large enough to share among cores.
+_CPU_ENTRIES = 2**14
 # An accelerator wants large products; its memory is the limit.
 _ACCELERATOR_ENTRIES = 2**20
 # Smaller leaves are evaluated whole, side by side with other small ones.
-_SMALL_BLOCKS = 8
+_SMALL_BLOCKS = 2
 
 Channels = Sequence[Float[Array, "*shape"]]
 """The input channels of one leaf: weight, gradient, momenta."""
