@@ -1,0 +1,58 @@
+"""Memory, time and compilation of one update of a GPT-2-small-sized tree.
+
+    python benchmarks/scale.py [--coefficients tied] [--blocks 12] [--compile-only]
+
+Prints `name value unit` per line. The step takes parameters, state and gradients and replaces the first two.
+"""
+
+import argparse
+import resource
+
+import jax
+import numpy as np
+import spaces
+import timing
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--coefficients", choices=["full", "tied"], default="full")
+    parser.add_argument("--blocks", type=int, default=12)
+    parser.add_argument("--compile-only", action="store_true")
+    parser.add_argument("--steps", type=int, default=7)
+    args = parser.parse_args()
+    spec, shapes = spaces.gpt2(args.blocks)
+    name = f"gpt2_{args.blocks}_blocks_{args.coefficients}"
+    optimizer = timing.learned(spec, args.coefficients)
+    print(f"{name}_leaves {len(spec.leaves)} leaves")
+    print(f"{name}_parameters {timing.entries(spec) / 1e6:.1f} M")
+    if args.compile_only:
+        _, trace, compile_ = timing.compiled_step(optimizer, shapes)
+        print(f"{name}_trace {trace:.1f} s\n{name}_compile {compile_:.1f} s")
+        return
+    run = timing.Runner(optimizer, shapes)
+    print(f"{name}_trace {run.trace_seconds:.1f} s\n{name}_compile {run.compile_seconds:.1f} s")
+    held = sum(x.nbytes for x in jax.tree.leaves((run.params, run.grads, run.state)))
+    memory = run.step.memory_analysis()
+    assert memory is not None
+    peak = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    peak += memory.temp_size_in_bytes - memory.alias_size_in_bytes
+    print(
+        f"{name}_held {held / 1e9:.2f} GB\n{name}_peak {peak / 1e9:.2f} GB\n{name}_peak_over_held {peak / held:.2f} x"
+    )
+    run()
+    # The machine's rate changes from minute to minute: it is measured before and after every step.
+    seconds, floors = [], []
+    for _ in range(args.steps):
+        before = timing.matmul_rate()
+        seconds.append(run())
+        rate = (before + timing.matmul_rate()) / 2
+        floors.append(timing.floating_point_work(spec) / rate)
+    print(f"{name}_step {np.median(seconds):.2f} s")
+    print(f"{name}_floor {np.median(floors):.2f} s")
+    print(f"{name}_step_over_floor {np.median(np.array(seconds) / np.array(floors)):.2f} x")
+    print(f"{name}_resident {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
+
+
+if __name__ == "__main__":
+    main()
