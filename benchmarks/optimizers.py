@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
     made = {**{name: make() for name, make in PAPER.items()}, **{k: spaces.mlp(*w) for k, w in MLPS.items()}}
-    rows = {name: measure(name, *space, args.rounds) for name, space in made.items()}
+    rows = {name: measure(name, spec, shapes, args.rounds) for name, (spec, shapes) in made.items()}
     if not args.out:
         return
     lines = ["| space | parameters | update | optax.adam | ratio | floor | compile |", "|" + "---|" * 7]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
@@ -78,7 +79,8 @@ def scale_by_unf(
     Raises:
       ValueError: `params` is missing; the trees or the spec do not match; full-coefficient weights are used for
         another weight space than theirs, or for a part of it.
-      TypeError: a parameter or gradient is not real floating-point, or `accumulator_dtype` is not.
+      TypeError: a parameter or gradient is not real floating-point, or `accumulator_dtype` is not; `block_entries` is
+        not a natural number.
 
     Example:
       >>> import jax.numpy as jnp, optax, optax_unf
@@ -94,6 +96,11 @@ def scale_by_unf(
 
     if accumulator_dtype is not None:
         _check_accumulator(accumulator_dtype)
+    if block_entries is not None and not (isinstance(block_entries, int | np.integer) and block_entries >= 0):
+        raise TypeError(
+            f"block_entries must be a natural number that is known before tracing, but is {block_entries!r}. Give "
+            f"optax.inject_hyperparams(..., static_args=('block_entries',))."
+        )
     zero = functools.partial(_zero_momentum, dtype=accumulator_dtype)
 
     def init(params: optax.Params) -> ScaleByUNFState:

@@ -126,3 +126,13 @@ def test_blocks_never_hold_the_features_of_a_leaf():
     leaf = 512 * 1024 * 4
     assert temporary_bytes(0) > 32 * leaf
     assert temporary_bytes(4096) < 3 * leaf
+
+
+def test_the_size_of_blocks_is_static():
+    weights = init_weights(OptimizerConfig(head="deepsets"), make_spec(None, {"w": np.zeros(3)}), jax.random.key(0))
+    injected = optax.inject_hyperparams(scale_by_unf)
+    params = {"w": jnp.ones(3)}
+    with pytest.raises(TypeError, match="static_args"):
+        jax.jit(injected(weights, block_entries=64).init)(params)
+    tx = optax.inject_hyperparams(scale_by_unf, static_args=("block_entries",))(weights, block_entries=64)
+    tx.update(params, tx.init(params), params)

@@ -186,6 +186,19 @@ def test_it_prints_why_axes_are_fixed():
     assert "axis 1: its order matters" in printed
 
 
+def test_neighbours_that_are_compared_keep_their_order():
+    spec = infer_spec(lambda p: (p["w"][:-1] * p["w"][1:]).sum(), {"w": jnp.ones(6)})
+    assert axes_of(spec) == {"w": (None,)}
+    assert spec.notes == (("w", "axis 0: its order matters"),)
+
+
+def test_inferring_needs_all_parameters():
+    spec = optax_unf.Inferred(dense, jnp.ones((4, 3)))
+    tx = optax.masked(optax_unf.unf("mlp-fashion-mnist-deepsets", spec=spec), {"w1": True, "b1": False, "w2": True})
+    with pytest.raises(ValueError, match="took some out"):
+        tx.update(DENSE, tx.init(DENSE), DENSE)
+
+
 def test_parameters_that_are_ignored_have_names_of_their_own():
     spec = infer_spec(dense, {**DENSE, "extra": jnp.ones((2, 3))}, jnp.ones((4, 3)))
     assert axes_of(spec)["extra"] == ("extra:0", "extra:1")

@@ -33,9 +33,11 @@ def named_axes(
 
 def reasons_of(term: Term) -> tuple[str, ...]:
     """Why positions of the term may not move, sorted."""
-    return tuple(
-        sorted({reason for atom in _leaf_terms(resolve(term)) if isinstance(atom, Atom) for reason in atom.reasons})
-    )
+    term = resolve(term)
+    if isinstance(term, Sum) and not any(isinstance(part, Atom) for part in _leaf_terms(term)):
+        # Cut into single positions, as by a comparison of neighbours.
+        return ("order",)
+    return tuple(sorted({reason for atom in _leaf_terms(term) if isinstance(atom, Atom) for reason in atom.reasons}))
 
 
 def _is_free(atom: Atom, allowed: frozenset[str]) -> bool:

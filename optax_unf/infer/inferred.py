@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jaxtyping import PyTree
 
 from optax_unf.infer.infer_spec import infer_spec
@@ -42,13 +43,24 @@ class Inferred:
         """The spec of these parameters.
 
         Raises:
-          TypeError, ValueError, NotImplementedError: see `infer_spec`.
+          ValueError: `optax.masked` or `optax.partition` took leaves out of the parameters: the function needs all of
+            them. Or see `infer_spec`.
+          TypeError, NotImplementedError: see `infer_spec`.
         """
+        if any(map(_is_masked, jax.tree.leaves(params, is_leaf=_is_masked))):
+            raise ValueError(
+                "A spec is inferred from all parameters, but optax.masked or optax.partition took some out. Infer it "
+                "before: spec=infer_spec(fn, params, *args, io='permute'); it serves for the part as well."
+            )
         space = tuple((path, np.shape(x)) for path, x in leaves_by_path(params).items())
         if space not in self._known:
             shapes = jax.tree.map(_shape_of, params)
             self._known[space] = infer_spec(self._fn, shapes, *self._args, **self._modes)
         return self._known[space]
+
+
+def _is_masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
 
 
 def _shape_of(x: Any) -> Any:

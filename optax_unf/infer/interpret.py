@@ -13,8 +13,9 @@ from optax_unf.infer.value import Given, Value, constant_value, index_terms, sca
 
 Rule: TypeAlias = Callable[["Interpreter", JaxprEqn, tuple[Value, ...]], Value | Sequence[Value]]
 
+_SCATTERS = ("scatter", "scatter-add", "scatter-mul", "scatter-min", "scatter-max", "scatter-sub")
 # These make what they can of positions in an axis that moves. Anything else that computes with them sees its order.
-_READS_INDICES = {"gather", "dynamic_slice", "eq", "ne", "lt", *(f"scatter{kind}" for kind in ("", "-add", "-mul"))}
+_READS_INDICES = {"gather", "dynamic_slice", "eq", "ne", "lt", *_SCATTERS}
 _IGNORED = {"debug_callback", "debug_print"}
 
 
@@ -170,10 +171,7 @@ _RULES: dict[str, Rule] = {
         lambda _, eqn, values: Value(scattered(_shape(eqn.outvars[0]), "noise")),
     ),
     "gather": _shapes(indexing.gather),
-    **{
-        name: lambda _, eqn, values: indexing.scatter(eqn.primitive.name, eqn.params, *values)
-        for name in ("scatter", "scatter-add", "scatter-mul", "scatter-min", "scatter-max", "scatter-sub")
-    },
+    **{name: lambda _, eqn, values: indexing.scatter(eqn.primitive.name, eqn.params, *values) for name in _SCATTERS},
     "dynamic_slice": _plain(indexing.dynamic_slice),
     "dynamic_update_slice": lambda _, eqn, values: indexing.dynamic_update_slice(*values),
     "dot_general": _plain(contraction.dot_general),
