@@ -207,6 +207,8 @@ def _direction(
     block_entries: int | None,
 ) -> tuple[list[Array], list[list[Array]]]:
     """The direction and the new momenta, leaf by leaf in the order of the spec, with the dtypes of the first two."""
+    # Leaves may be numpy arrays and plain numbers.
+    params, grads = list(map(jnp.asarray, params)), list(map(jnp.asarray, grads))
     dtype = jnp.result_type(jnp.float32, *params)
     decays = jnp.stack([jnp.asarray(decay, dtype) for decay in (weights.gamma_0, *DECAYS)])
     config = weights.config
