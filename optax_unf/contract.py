@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -229,4 +230,11 @@ def _diagonal(x: Array, blocks: Blocks) -> Array:
 
 def _mean(x: Array, axis: int) -> Array:
     # A mean over nothing is 0, so that an empty leaf adds nothing to the others.
-    return jnp.sum(x, axis) / max(x.shape[axis], 1)
+    return sum_axis(x, axis) / max(x.shape[axis], 1)
+
+
+def sum_axis(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
+    """The sum along an axis. Along the fastest it is a product with ones, whose additions a CPU does in parallel."""
+    if axis % x.ndim == x.ndim - 1 and x.shape[-1] > 1:
+        return jnp.einsum("...n,n->...", x, jnp.ones(x.shape[-1], x.dtype), precision=jax.lax.Precision.HIGHEST)
+    return jnp.sum(x, axis)

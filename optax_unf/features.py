@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from optax_unf.contract import sum_axis
+
 # Decays of the momentum accumulators that the network sees (Zhou, Finn & Harrison 2024, Section 4.2).
 DECAYS = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
 # Time scales of the encoding of the iteration number, as in Metz et al. 2020 (arXiv:2009.11243).
@@ -31,9 +33,12 @@ def normalize(x: Float[Array, "channels *shape"]) -> Float[Array, "channels *sha
 
     Finite for every finite input in float32, from 1e-38 to 1e38; NaN stays NaN, so that it is seen.
     """
-    entries = tuple(range(1, x.ndim))
-    mean_square = jnp.sum(jnp.square(bounded(x)), axis=entries, keepdims=True) / max(math.prod(x.shape[1:]), 1)
-    return scaled(x, mean_square)
+    squares = jnp.square(bounded(x))
+    if x.ndim > 2:
+        squares = sum_axis(squares, -1)
+    total = squares.sum(tuple(range(1, squares.ndim)))
+    mean_square = total / max(math.prod(x.shape[1:]), 1)
+    return scaled(x, mean_square.reshape(-1, *(1 for _ in x.shape[1:])))
 
 
 def bounded(x: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from optax_unf.contract import Contraction, Tensor, contractions, mean_axis
+from optax_unf.contract import Contraction, Tensor, contractions, mean_axis, sum_axis
 from optax_unf.features import bounded
 
 # Entries of a row: those of all channels fit into the second-level cache.
@@ -219,7 +219,7 @@ class _Sum:
             at = (before, 0, 0)
         else:
             after = sizes[cut + 1 :]
-            h = _sum_axis(h.reshape(*h.shape[:2], *after), self.axis - cut - 1 + 2).reshape(*h.shape[:2], -1)
+            h = sum_axis(h.reshape(*h.shape[:2], *after), self.axis - cut - 1 + 2).reshape(*h.shape[:2], -1)
             at = (before, begin, 0)
         at = (0, *at)
         old = jax.lax.dynamic_slice(total, at, (h.shape[0], 1, *h.shape[1:]))
@@ -233,14 +233,7 @@ class _Sum:
 
 
 def _sum_middle(h: Float[Array, "features length after"]) -> Float[Array, "features 1 after"]:
-    return _sum_axis(h, 1)[:, None] if h.shape[2] > 1 else _sum_axis(h[:, :, 0], 1)[:, None, None]
-
-
-def _sum_axis(x: Array, axis: int) -> Array:
-    """The sum along an axis; along the fastest, as a product with ones, whose additions run in parallel."""
-    if axis == x.ndim - 1:
-        return jnp.einsum("...n,n->...", x, jnp.ones(x.shape[-1], x.dtype))
-    return x.sum(axis)
+    return sum_axis(h, 1)[:, None] if h.shape[2] > 1 else sum_axis(h[:, :, 0], 1)[:, None, None]
 
 
 def _contractions(leaf: Tensor, means: list[Float[Array, "features *sizes"]]) -> list[Array]:

@@ -194,8 +194,8 @@ out = []
 for stage in TWO_STAGES.stages:
     estimator = stage.estimator
     state = jax.jit(lambda: estimator.init(problem, 20, theta, jax.random.key(1)))()
+    step = jax.jit(lambda s, k: estimator.estimate(problem, 20, theta, s, k))
     for n in range(3):
-        step = jax.jit(lambda s, k: estimator.estimate(problem, 20, theta, s, k))
         grad, state, _ = step(state, jax.random.key(n))
         out += [np.asarray(x).ravel().tolist() for x in jax.tree.leaves(grad)]
 print(json.dumps(out))

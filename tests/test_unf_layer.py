@@ -29,7 +29,7 @@ from optax_unf.contract import contractions, expansions
 from optax_unf.nn import UNF
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(random_spaces(), st.sampled_from(["full", "tied"]), st.integers(0, 2**31))
 def test_commutes_with_the_group(axes, coefficients, seed):
     spec = make_space(axes)
@@ -51,7 +51,7 @@ def test_pairs_of_equal_signature_are_the_valid_partitions(target, source):
     assert pairs == expected
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(random_spaces(names="abd", max_terms=200))
 def test_spans_what_algorithm_1_spans(axes):
     spec = make_space(axes)
