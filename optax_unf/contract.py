@@ -28,6 +28,7 @@ Signature: TypeAlias = tuple[int, ...]
 Blocks: TypeAlias = tuple[tuple[int, ...], ...]
 
 MAX_POSITIONS = 64
+_LARGE = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,7 +235,11 @@ def _mean(x: Array, axis: int) -> Array:
 
 
 def sum_axis(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
-    """The sum along an axis. Along the fastest it is a product with ones, whose additions a CPU does in parallel."""
-    if axis % x.ndim == x.ndim - 1 and x.shape[-1] > 1:
+    """The sum along an axis. In a large array, the fastest axis is summed by a product with ones.
+
+    A CPU does the additions of a product in parallel, and those of a sum one after another; a small array is not worth
+    the time to compile it.
+    """
+    if axis % x.ndim == x.ndim - 1 and x.size > _LARGE:
         return jnp.einsum("...n,n->...", x, jnp.ones(x.shape[-1], x.dtype), precision=jax.lax.Precision.HIGHEST)
     return jnp.sum(x, axis)
