@@ -89,7 +89,7 @@ def check_spec(
         spec = make_spec(spec, params)
     if trials < 1:
         raise ValueError(f"The argument trials must be at least 1, but is {trials}.")
-    skipped = set(getattr(spec, "io", ()) if skip is None else skip)
+    skipped = set(spec.io if skip is None else skip)
     if not skipped <= set(spec.sizes):
         raise ValueError(
             f"The argument skip must have names of the spec, but has {_listed(skipped - set(spec.sizes))}; the spec "

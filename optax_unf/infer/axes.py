@@ -18,7 +18,7 @@ def named_axes(
       terms: a term per axis, by path, in the order in which names are given.
       allowed: reasons that do not keep an atom from having a name.
     """
-    terms = {path: [_shallow(term, allowed) for term in axes] for path, axes in terms.items()}
+    terms = {path: [_shallow(term) for term in axes] for path, axes in terms.items()}
     names: dict[Atom, str] = {}
     for path, axes in terms.items():
         for number, term in enumerate(axes):
@@ -52,7 +52,7 @@ def _leaf_terms(term: Term) -> Iterable[Term]:
         yield term
 
 
-def _shallow(term: Term, allowed: frozenset[str]) -> Term:
+def _shallow(term: Term) -> Term:
     """The term, with concatenations at most as factors of an axis: what is deeper may not move."""
 
     def without_sums(term: Term) -> Term:

@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from optax_unf.infer.axes import named_axes, reasons_of
 from optax_unf.infer.interpret import Interpreter, constant_of
-from optax_unf.infer.terms import Atom, Uniform, fix
+from optax_unf.infer.terms import fix
 from optax_unf.infer.value import Given, Value, plain, scattered
 from optax_unf.paths import leaves_by_path, natural_order, show_path
 from optax_unf.read_spec import make_spec
@@ -93,7 +93,7 @@ def infer_spec(
             )
     shapes = {path: tuple(np.shape(leaf)) for path, leaf in leaves.items()}
     values = {
-        path: Value(tuple(_atom(size) for size in shape), sources=frozenset([number]))
+        path: Value(scattered(shape), sources=frozenset([number]))
         for number, (path, shape) in enumerate(shapes.items())
     }
     unused = _follow(fn, params, args, list(values.values()), strict)
@@ -117,10 +117,6 @@ def infer_spec(
         io=tuple(name for name, atom in names.items() if "data" in atom.reasons),
         notes=tuple(sorted(notes, key=lambda note: natural_order(note[0]))),
     )
-
-
-def _atom(size: int) -> Atom | Uniform:
-    return Atom(size) if size > 1 else Uniform(size)
 
 
 def _like(params: PyTree, axes: dict[str, Any]) -> PyTree:

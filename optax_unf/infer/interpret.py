@@ -148,7 +148,7 @@ _RULES: dict[str, Rule] = {
     "concatenate": _shapes(structural.concatenate),
     "stack": _shapes(structural.stack),
     "split": _plain(structural.split),
-    "unstack": lambda _, eqn, values: structural.unstack(eqn.params, values[0]),
+    "unstack": _plain(structural.unstack),
     "tile": _plain(structural.tile),
     "slice": _shapes(structural.slice_),
     "pad": _shapes(structural.pad),

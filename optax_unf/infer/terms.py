@@ -9,7 +9,7 @@ soundness.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 Term: TypeAlias = "Uniform | Atom | Product | Sum"
@@ -183,14 +183,14 @@ def _join(a: Term, b: Term) -> Term:
     if isinstance(b, Atom):
         return _bind(b, a)
     if isinstance(a, Product) and isinstance(b, Product):
-        return _join_products(list(a.parts), list(b.parts))
+        return product_of(_join_parts(list(a.parts), list(b.parts), split_product))
     if isinstance(a, Sum) and isinstance(b, Sum):
-        return _join_sums(list(a.parts), list(b.parts))
+        return sum_of(_join_parts(list(a.parts), list(b.parts), split_sum))
     product, total = (a, b) if isinstance(a, Product) else (b, a)
     try:
         outer, inner = split_product(total, product.parts[0].size)
     except _MismatchError:
-        return _join_sums([product], list(total.parts))  # type: ignore[union-attr]
+        return sum_of(_join_parts([product], list(total.parts), split_sum))  # type: ignore[union-attr]
     return product_of([_join(product.parts[0], outer), _join(product_of(product.parts[1:]), inner)])
 
 
@@ -213,34 +213,21 @@ def _with_atoms(term: Term) -> Term:
     return term
 
 
-def _join_products(left: list[Term], right: list[Term]) -> Term:
+def _join_parts(left: list[Term], right: list[Term], split: Callable[[Term, int], tuple[Term, Term]]) -> list[Term]:
+    """Parts of two products, or of two sums, joined in order; where one is larger, it is split first."""
     parts = []
     while left and right:
         a, b = left.pop(0), right.pop(0)
         if a.size > b.size:
-            a, rest = split_product(a, b.size)
+            a, rest = split(a, b.size)
             left.insert(0, rest)
         elif b.size > a.size:
-            b, rest = split_product(b, a.size)
-            right.insert(0, rest)
-        parts.append(_join(a, b))
-    return product_of(parts)
-
-
-def _join_sums(left: list[Term], right: list[Term]) -> Term:
-    parts = []
-    while left and right:
-        a, b = left.pop(0), right.pop(0)
-        if a.size > b.size:
-            a, rest = split_sum(a, b.size)
-            left.insert(0, rest)
-        elif b.size > a.size:
-            b, rest = split_sum(b, a.size)
+            b, rest = split(b, a.size)
             right.insert(0, rest)
         parts.append(_join(a, b))
         if len(parts) > _MAX_PARTS:
             raise _MismatchError
-    return sum_of(parts)
+    return parts
 
 
 def split_product(term: Term, outer: int) -> tuple[Term, Term]:

@@ -36,7 +36,7 @@ class Arrived:
     """Stands for the contraction that keeps all axes of a leaf, where that is too large to hold.
 
     Attributes:
-      products: its product with `whole_matrix`, whose parts are what arrives at each leaf that it reaches.
+      products: its product with `whole_full` or `whole_tied`, the parts of which arrive at the leaves that it reaches.
     """
 
     products: Float[Array, "outputs *kept"]
