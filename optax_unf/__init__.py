@@ -14,6 +14,7 @@ from optax_unf.optimizer import scale_by_unf as scale_by_unf
 from optax_unf.optimizer import unf as unf
 from optax_unf.read_spec import make_spec as make_spec
 from optax_unf.spec import PermutationSpec as PermutationSpec
+from optax_unf.transfer import transfer_weights as transfer_weights
 from optax_unf.weights import MetaWeights as MetaWeights
 from optax_unf.weights import init_weights as init_weights
 from optax_unf.weights import list_pretrained as list_pretrained

@@ -2,25 +2,61 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeAlias
 
+import numpy as np
+
+from optax_unf.tasks.cifar10 import cifar10
+from optax_unf.tasks.classification import Classification as Classification
+from optax_unf.tasks.cnn import CNNTask as CNNTask
+from optax_unf.tasks.describe import Description as Description
+from optax_unf.tasks.describe import describe as describe
 from optax_unf.tasks.images import digits, fashion_mnist
+from optax_unf.tasks.language import LanguageModel as LanguageModel
 from optax_unf.tasks.mlp import MLPTask as MLPTask
+from optax_unf.tasks.rnn import RNNTask as RNNTask
 from optax_unf.tasks.task import Task as Task
 from optax_unf.tasks.task import task_spec as task_spec
+from optax_unf.tasks.text import lm1b
+from optax_unf.tasks.tokens import byte_pair_tokens
+from optax_unf.tasks.transformer import TransformerTask as TransformerTask
+
+DataDir: TypeAlias = str | Path | None
 
 
-def _mlp_digits(data_dir: str | Path | None) -> MLPTask:
+def _mlp_digits(name: str, data_dir: DataDir) -> MLPTask:
     del data_dir  # scikit-learn ships the images
-    return MLPTask("mlp-digits", *digits())
+    return MLPTask(name, *digits(), source="handwritten digits of scikit-learn")
 
 
-def _mlp_fashion_mnist(data_dir: str | Path | None) -> MLPTask:
-    return MLPTask("mlp-fashion-mnist", *fashion_mnist(8, data_dir))
+def _mlp_fashion_mnist(name: str, data_dir: DataDir) -> MLPTask:
+    return MLPTask(name, *fashion_mnist(8, data_dir), source="Fashion-MNIST, 8 x 8 pixels")
 
 
-_TASKS: dict[str, Callable[[str | Path | None], MLPTask]] = {
-    "mlp-digits": _mlp_digits,
-    "mlp-fashion-mnist": _mlp_fashion_mnist,
+def _cnn_cifar10(name: str, data_dir: DataDir, size: int = 8) -> CNNTask:
+    return CNNTask(name, *cifar10(size, data_dir), source=f"CIFAR-10, {size} x {size} pixels")
+
+
+def _rnn_lm1b(name: str, data_dir: DataDir, **sizes: int) -> RNNTask:
+    text = lm1b(data_dir)
+    train, test = (np.frombuffer(part, np.uint8) for part in (text.train, text.test))
+    return RNNTask(name, train, test, 256, source=text.source, **sizes)
+
+
+def _transformer_lm1b(name: str, data_dir: DataDir, vocabulary: int) -> TransformerTask:
+    text = lm1b(data_dir)
+    return TransformerTask(name, *byte_pair_tokens(text, vocabulary), vocabulary, source=text.source)
+
+
+_TASKS: dict[str, tuple[Callable[..., Classification | LanguageModel], dict[str, Any]]] = {
+    "mlp-digits": (_mlp_digits, {}),
+    "mlp-fashion-mnist": (_mlp_fashion_mnist, {}),
+    "cnn-cifar10": (_cnn_cifar10, {}),
+    "cnn-cifar10-16": (_cnn_cifar10, {"size": 16}),
+    "rnn-lm1b": (_rnn_lm1b, {}),
+    "rnn-lm1b-small": (_rnn_lm1b, {"embedding": 16, "hidden": 32, "batch_size": 32}),
+    "transformer-lm1b": (_transformer_lm1b, {"vocabulary": 32_000}),
+    "transformer-lm1b-small": (_transformer_lm1b, {"vocabulary": 512}),
 }
 
 
@@ -29,13 +65,13 @@ def names() -> tuple[str, ...]:
     return tuple(_TASKS)
 
 
-def get(name: str, *, data_dir: str | Path | None = None) -> MLPTask:
-    """A task by name, with its data loaded.
+def get(name: str, *, data_dir: DataDir = None) -> Any:
+    """A task by name, with its data loaded: a `Classification` or a `LanguageModel`.
 
     Args:
       name: one of `names()`.
       data_dir: folder with the original data files. By default the environment variable `OPTAX_UNF_DATA`; without
-        it, files are downloaded once into the user's cache.
+        it, images are downloaded once into the user's cache, and text is what comes with Python.
 
     Raises:
       ValueError: there is no such task.
@@ -47,4 +83,5 @@ def get(name: str, *, data_dir: str | Path | None = None) -> MLPTask:
     """
     if name not in _TASKS:
         raise ValueError(f"The task must be one of {', '.join(_TASKS)}, but is {name!r}.")
-    return _TASKS[name](data_dir)
+    make, sizes = _TASKS[name]
+    return make(name, data_dir, **sizes)

@@ -7,7 +7,15 @@ from pathlib import Path
 _VARIABLE = "OPTAX_UNF_DATA"
 
 
-def find(name: str, *, folder: str, sha256: str, urls: tuple[str, ...], data_dir: str | Path | None) -> Path:
+def find(
+    name: str,
+    *,
+    folder: str,
+    sha256: str,
+    urls: tuple[str, ...],
+    data_dir: str | Path | None,
+    any_version: bool = False,
+) -> Path:
     """The path of a data file, checked against its checksum.
 
     Looks in `data_dir`, else in the folder that the environment variable `OPTAX_UNF_DATA` names, both with and
@@ -19,6 +27,7 @@ def find(name: str, *, folder: str, sha256: str, urls: tuple[str, ...], data_dir
       sha256: the file's checksum.
       urls: where to download it from, tried in order.
       data_dir: a folder that holds the data, or `None`.
+      any_version: take the user's own file whatever its checksum, such as a part of the data set.
 
     Raises:
       FileNotFoundError: the folder given does not hold the file.
@@ -26,19 +35,25 @@ def find(name: str, *, folder: str, sha256: str, urls: tuple[str, ...], data_dir
       ModuleNotFoundError: a download is needed and pooch is not installed.
       ConnectionError: no download succeeded.
     """
-    given = data_dir or os.environ.get(_VARIABLE)
-    if not given:
+    root = given_folder(data_dir)
+    if root is None:
         return _download(name, folder=folder, sha256=sha256, urls=urls)
-    root = Path(given).expanduser()
     tried = [root / folder / name, root / name]
     for path in tried:
         if path.is_file():
-            _check(path, sha256)
+            if not any_version:
+                _check(path, sha256)
             return path
     raise FileNotFoundError(
         f"The data file {name} must be at {tried[0]} or {tried[1]}, but is at neither. Put it there, or leave "
         f"data_dir and {_VARIABLE} unset to download it."
     )
+
+
+def given_folder(data_dir: str | Path | None) -> Path | None:
+    """The data folder that the user names, by argument or by the environment variable `OPTAX_UNF_DATA`."""
+    given = data_dir or os.environ.get(_VARIABLE)
+    return Path(given).expanduser() if given else None
 
 
 def _check(path: Path, sha256: str) -> None:

@@ -28,11 +28,11 @@ class Images:
     """Labelled images.
 
     Attributes:
-      images: float32, standardized by the mean and standard deviation of the training pixels.
+      images: float32, standardized by the mean and standard deviation of the training pixels, each colour apart.
       labels: int32.
     """
 
-    images: Float[np.ndarray, "n height width"]
+    images: Float[np.ndarray, "n height width *channels"]
     labels: Int[np.ndarray, " n"]
 
 
@@ -56,7 +56,7 @@ def fashion_mnist(size: int = 8, data_dir: str | Path | None = None) -> tuple[Im
         for name, sha256 in _FASHION_FILES.items()
     ]
     train, train_labels, test, test_labels = arrays
-    return _standardize(downscale(train, size), train_labels, downscale(test, size), test_labels)
+    return standardize(downscale(train, size), train_labels, downscale(test, size), test_labels)
 
 
 def digits() -> tuple[Images, Images]:
@@ -76,7 +76,7 @@ def digits() -> tuple[Images, Images]:
     images = pixels.astype(np.float32).reshape(-1, 8, 8)
     order = np.random.default_rng(0).permutation(len(images))
     train, test = order[:1500], order[1500:]
-    return _standardize(images[train], labels[train], images[test], labels[test])
+    return standardize(images[train], labels[train], images[test], labels[test])
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -103,20 +103,21 @@ def read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
 
 
-def downscale(images: np.ndarray, size: int) -> Float[np.ndarray, "n size size"]:
+def downscale(images: np.ndarray, size: int) -> Float[np.ndarray, "n size size *channels"]:
     """Averages square images down: each new pixel is the mean of the area it covers."""
     old = images.shape[1]
     edges = np.linspace(0, old, size + 1)
     left, right = np.arange(old), np.arange(1, old + 1)
     overlap = np.minimum(right, edges[1:, None]) - np.maximum(left, edges[:-1, None])
     weights = (np.clip(overlap, 0, 1) * size / old).astype(np.float32)
-    return np.einsum("ah,nhw,bw->nab", weights, images.astype(np.float32), weights, optimize=True)
+    return np.einsum("ah,nhw...,bw->nab...", weights, images.astype(np.float32), weights, optimize=True)
 
 
-def _standardize(
+def standardize(
     train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray
 ) -> tuple[Images, Images]:
-    mean, std = train.mean(), train.std()
+    """Both parts, shifted and scaled by the mean and standard deviation of the training pixels, each colour apart."""
+    mean, std = train.mean((0, 1, 2)), train.std((0, 1, 2))
 
     def standardized(x: np.ndarray, labels: np.ndarray) -> Images:
         return Images(((x - mean) / std).astype(np.float32), labels.astype(np.int32))

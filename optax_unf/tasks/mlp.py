@@ -6,37 +6,26 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Int
 
-from optax_unf.tasks.images import Images
+from optax_unf.tasks.classification import Classification
 from optax_unf.tasks.task import Params
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class MLPTask:
-    """A ReLU network on flattened images, cross-entropy loss.
+class MLPTask(Classification):
+    """A ReLU network on flattened images.
 
     Attributes:
-      name: the task's name.
-      train: training images.
-      test: held-out images.
       hidden: widths of the hidden layers.
-      batch_size: images per batch.
-      horizon: inner steps of one whole inner run.
     """
 
-    name: str
-    train: Images
-    test: Images
     hidden: tuple[int, ...] = (32, 32)
-    batch_size: int = 128
-    horizon: int = 2000
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Sizes of the layers from the pixels to the classes."""
-        return (int(np.prod(self.train.images.shape[1:])), *self.hidden, int(self.train.labels.max()) + 1)
+        return (int(np.prod(self.train.images.shape[1:])), *self.hidden, self.classes)
 
     @property
     def axes(self) -> dict[str, dict[str, tuple[int, ...]]]:
@@ -56,15 +45,11 @@ class MLPTask:
 
     def sample(self, key: Array) -> tuple[Float[Array, "batch pixels"], Int[Array, " batch"]]:
         """A uniformly random training batch, drawn with replacement."""
-        index = jax.random.randint(key, (self.batch_size,), 0, len(self.train.labels))
-        images = self.train.images.reshape(len(self.train.labels), -1)
-        return jnp.asarray(images)[index], jnp.asarray(self.train.labels)[index]
+        return _flat(*super().sample(key))
 
-    def loss(self, params: Params, batch: tuple[Array, Array]) -> Float[Array, ""]:
-        """Mean cross-entropy, in nats."""
-        images, labels = batch
-        logits = self.predict(params, images)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    def held_out(self) -> tuple[Float[Array, "n pixels"], Int[Array, " n"]]:
+        """All held-out images, as one batch."""
+        return _flat(*super().held_out())
 
     def predict(self, params: Params, images: Float[Array, "batch pixels"]) -> Float[Array, "batch classes"]:
         """Logits of the classes."""
@@ -75,3 +60,7 @@ class MLPTask:
             if i + 1 < len(params):
                 x = jax.nn.relu(x)
         return x
+
+
+def _flat(images: Array, labels: Array) -> tuple[Array, Array]:
+    return images.reshape(len(images), -1), labels

@@ -1,0 +1,46 @@
+"""Stages that go far on a small budget: what made the weights in `pretrained/` on two CPU cores."""
+
+from optax_unf.meta.config import Stage
+from optax_unf.meta.estimators import PES, Backprop
+
+# Short truncations first, which cost least and say most; longer ones take away their bias.
+_STAGES = {
+    "mlp-fashion-mnist": (
+        Stage(Backprop(runs=16, truncation=50), steps=500, learning_rate=1e-2, schedule="cosine", warmup=20),
+        Stage(Backprop(runs=8, truncation=200), steps=150, learning_rate=3e-3, schedule="cosine", warmup=5),
+        Stage(Backprop(runs=8, truncation=500), steps=80, learning_rate=3e-3, schedule="cosine", warmup=5),
+        Stage(PES(pairs=16, truncation=50), steps=400, learning_rate=3e-4, schedule="cosine", warmup=20),
+    ),
+    # These begin with weights meta-trained on mlp-fashion-mnist.
+    "cnn-cifar10": (
+        Stage(Backprop(runs=8, truncation=50), steps=150, learning_rate=5e-3, schedule="cosine", warmup=10),
+        Stage(Backprop(runs=4, truncation=500), steps=60, learning_rate=3e-3, schedule="cosine", warmup=5),
+    ),
+    "rnn-lm1b-small": (
+        Stage(Backprop(runs=8, truncation=50), steps=150, learning_rate=5e-3, schedule="cosine", warmup=10),
+        Stage(Backprop(runs=4, truncation=500), steps=40, learning_rate=3e-3, schedule="cosine", warmup=5),
+    ),
+    "transformer-lm1b-small": (
+        Stage(Backprop(runs=4, truncation=50), steps=100, learning_rate=5e-3, schedule="cosine", warmup=10),
+        Stage(Backprop(runs=4, truncation=250), steps=25, learning_rate=3e-3, schedule="cosine", warmup=3),
+    ),
+}
+
+
+def small_budget(task: str, head: str, horizon: int) -> tuple[Stage, ...]:
+    """Stages for a task on a few CPU cores.
+
+    The two scalars of SGD with momentum (`head="none"`) get as many outer steps, all of PES with wide noise: two
+    numbers need no gradient through the inner steps, and truncations short enough for one prefer small steps.
+
+    Args:
+      task: the task's name; the stages of `mlp-fashion-mnist` for those without stages of their own.
+      head: of the learned optimizer.
+      horizon: inner steps of one whole inner run.
+    """
+    stages = _STAGES.get(task, _STAGES["mlp-fashion-mnist"])
+    if head != "none":
+        return stages
+    pes = PES(pairs=8, truncation=horizon // 20, sigma=0.1)
+    steps = sum(stage.steps for stage in stages)
+    return (Stage(pes, steps=steps, learning_rate=0.05, schedule="cosine", warmup=10),)

@@ -1,0 +1,75 @@
+"""What a task costs."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from optax_unf.tasks.task import Task, task_spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """Sizes of a task, and the work of one of its training steps.
+
+    Attributes:
+      name: the task's name, or that of its class.
+      source: where the data came from.
+      parameters: how many numbers the inner network has.
+      leaves: in how many arrays.
+      axes: how many names of axes the permutation spec has.
+      batch: shapes of the arrays of a batch.
+      horizon: inner steps of one whole inner run, if the task says.
+      flops: floating-point operations of one loss and its gradient, as XLA counts them before optimizing.
+    """
+
+    name: str
+    source: str
+    parameters: int
+    leaves: int
+    axes: int
+    batch: tuple[tuple[int, ...], ...]
+    horizon: int | None
+    flops: int
+
+    def __str__(self) -> str:
+        return "\n".join(
+            (
+                f"{self.name}" + (f": {self.source}" if self.source else ""),
+                f"  parameters   {self.parameters:,} in {self.leaves} leaves, {self.axes} axes",
+                f"  batch        {' and '.join(' x '.join(map(str, shape)) or 'scalar' for shape in self.batch)}",
+                f"  horizon      {self.horizon if self.horizon else 'not set'}",
+                f"  work         {self.flops / 1e6:.1f} million floating-point operations a step",
+            )
+        )
+
+
+def describe(task: Task) -> Description:
+    """Sizes of a task and the work of one step; nothing is compiled or run.
+
+    Args:
+      task: any task; those with attributes `name`, `source` and `horizon` have them reported.
+
+    Example:
+      >>> from optax_unf import tasks
+      >>> print(tasks.describe(tasks.get("mlp-digits")))
+      mlp-digits: handwritten digits of scikit-learn
+        parameters   3,466 in 6 leaves, 4 axes
+        batch        128 x 64 and 128
+        horizon      2000
+        work         2.5 million floating-point operations a step
+    """
+    key = jax.random.key(0)
+    params, batch = jax.eval_shape(task.init, key), jax.eval_shape(task.sample, key)
+    cost: Any = jax.jit(jax.value_and_grad(task.loss)).lower(params, batch).cost_analysis()
+    spec = task_spec(task)
+    return Description(
+        name=getattr(task, "name", type(task).__name__),
+        source=getattr(task, "source", ""),
+        parameters=sum(x.size for x in jax.tree.leaves(params)),
+        leaves=len(spec.leaves),
+        axes=len(spec.sizes),
+        batch=tuple(x.shape for x in jax.tree.leaves(batch)),
+        horizon=getattr(task, "horizon", None),
+        flops=int(cost["flops"]),
+    )

@@ -1,0 +1,60 @@
+"""Meta-weights of one architecture and weight space as the start for another."""
+
+import dataclasses
+
+from jaxtyping import Array
+
+from optax_unf.network import OptimizerConfig
+from optax_unf.nn.untie import untie
+from optax_unf.spec import PermutationSpec
+from optax_unf.weights import MetaWeights, init_weights
+
+
+def transfer_weights(weights: MetaWeights, config: OptimizerConfig, spec: PermutationSpec, key: Array) -> MetaWeights:
+    """Weights that begin where others ended: meta-training from them is shorter than from fresh ones.
+
+    The trunk and the scalars are carried over. So is the head where it can be: tied coefficients become full ones that
+    compute the same. Otherwise the head is fresh, and so is beta, its weight.
+
+    Args:
+      weights: where to begin.
+      config: the architecture wanted.
+      spec: the weight space wanted.
+      key: a PRNG key, for a fresh head.
+
+    Raises:
+      ValueError: the trunks differ.
+
+    Example:
+      >>> import jax
+      >>> from optax_unf import OptimizerConfig, load_weights, make_spec
+      >>> params = {"w": jax.numpy.ones((3, 2)), "b": jax.numpy.ones(3)}
+      >>> spec = make_spec({"w": ("out", "in"), "b": ("out",)}, params)
+      >>> tied = load_weights("mlp-fashion-mnist-tied")
+      >>> transfer_weights(tied, OptimizerConfig(), spec, jax.random.key(0)).config.coefficients
+      'full'
+    """
+    fresh = init_weights(config, spec, key)
+    theta = fresh.theta | {name: weights.theta[name] for name in ("log_alpha", "logit_gamma_0")}
+    if "network" in fresh.theta and "network" in weights.theta:
+        old, new = ((c.hidden_channels, c.hidden_layers, c.pool) for c in (weights.config, config))
+        if old != new:
+            raise ValueError(
+                f"The trunk must have the same hidden_channels, hidden_layers and pool, but the weights have {old}, and "
+                f"the architecture wanted has {new}."
+            )
+        trunk = {name: kernel for name, kernel in weights.theta["network"].items() if name.startswith("trunk_")}
+        theta["network"] = fresh.theta["network"] | trunk
+        head = _head(weights, config, spec)
+        if head is not None:
+            theta["network"]["head"] = head
+            theta["beta"] = weights.theta["beta"]
+    return dataclasses.replace(fresh, theta=theta)
+
+
+def _head(weights: MetaWeights, config: OptimizerConfig, spec: PermutationSpec) -> dict[str, Array] | None:
+    old, head = weights.config, weights.theta["network"]["head"]
+    if (old.head, old.coefficients) == ("unf", "tied") and (config.head, config.coefficients) == ("unf", "full"):
+        return untie(head, spec)
+    same = old.head == config.head and (old.head != "unf" or old.coefficients == config.coefficients)
+    return head if same and weights.spec in (None, spec) else None

@@ -1,0 +1,59 @@
+"""Full coefficients from tied ones, and weights that begin where others ended."""
+
+import chex
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from spaces import make_space, random_features, random_spaces, randomize
+
+from optax_unf import OptimizerConfig, init_weights, load_weights, make_spec, transfer_weights
+from optax_unf.nn import UNF
+from optax_unf.nn.untie import untie
+
+KEY = jax.random.key(0)
+
+
+@settings(max_examples=10, deadline=None)
+@given(axes=random_spaces(max_leaves=3, max_rank=3, max_terms=60), seed=st.integers(0, 2**32 - 1))
+def test_untied_layer_is_the_tied_one(axes, seed):
+    spec, key = make_space(axes), jax.random.key(seed)
+    x = random_features(spec, key, 2)
+    tied, full = (UNF(spec, 3, coefficients) for coefficients in ("tied", "full"))
+    params = randomize(jax.eval_shape(tied.init, key, x)["params"], key)
+    untied = untie(params, spec)
+    wanted = jax.eval_shape(full.init, key, x)["params"]
+    assert jax.tree.map(np.shape, untied) == jax.tree.map(np.shape, wanted)
+    y = jax.jit(tied.apply)({"params": params}, x)
+    chex.assert_trees_all_close(jax.jit(full.apply)({"params": untied}, x), y, rtol=1e-3, atol=1e-3)
+
+
+def test_untying_needs_named_axes():
+    spec = make_spec({"w": ("a", None)}, {"w": np.ones((3, 2))})
+    tied = load_weights("mlp-fashion-mnist-tied").theta["network"]["head"]
+    with pytest.raises(ValueError, match="no axis is fixed"):
+        untie(tied, spec)
+
+
+SPEC = make_spec({"w": ("out", "in"), "b": ("out",)}, {"w": np.ones((3, 2)), "b": np.ones(3)})
+
+
+def test_a_new_head_on_an_old_trunk():
+    old = load_weights("mlp-fashion-mnist-deepsets")
+    new = transfer_weights(old, OptimizerConfig(head="nfn"), SPEC, KEY)
+    fresh = init_weights(OptimizerConfig(head="nfn"), SPEC, KEY)
+    chex.assert_trees_all_equal(new.theta["network"]["trunk_1"], old.theta["network"]["trunk_1"])
+    chex.assert_trees_all_equal(new.theta["network"]["head"], fresh.theta["network"]["head"])
+    assert new.theta["log_alpha"] == old.theta["log_alpha"]
+    assert new.theta["beta"] == fresh.theta["beta"]
+
+
+def test_the_same_architecture_is_carried_over_whole():
+    old = load_weights("mlp-fashion-mnist-deepsets")
+    chex.assert_trees_all_equal(transfer_weights(old, old.config, SPEC, KEY), old)
+
+
+def test_another_trunk():
+    with pytest.raises(ValueError, match=r"weights have \(32, 3, False\).*wanted has \(16, 3, False\)"):
+        transfer_weights(load_weights("mlp-fashion-mnist-tied"), OptimizerConfig(hidden_channels=16), SPEC, KEY)
