@@ -40,8 +40,8 @@ def transfer_weights(weights: MetaWeights, config: OptimizerConfig, spec: Permut
         old, new = ((c.hidden_channels, c.hidden_layers, c.pool) for c in (weights.config, config))
         if old != new:
             raise ValueError(
-                f"The trunk must have the same hidden_channels, hidden_layers and pool, but the weights have {old}, and "
-                f"the architecture wanted has {new}."
+                f"The trunk must keep its hidden_channels, hidden_layers and pool, but the weights have {old}, and the "
+                f"architecture wanted has {new}."
             )
         trunk = {name: kernel for name, kernel in weights.theta["network"].items() if name.startswith("trunk_")}
         theta["network"] = fresh.theta["network"] | trunk

@@ -60,7 +60,7 @@ def read_cifar10(path: Path) -> tuple[np.ndarray, Int[np.ndarray, " n"], np.ndar
 def _decode(path: Path, raw: bytes) -> tuple[np.ndarray, np.ndarray]:
     if not raw or len(raw) % _RECORD:
         raise ValueError(
-            f"The batches in {path} must be whole records of {_RECORD} bytes, but have {len(raw)} bytes. Fetch it again."
+            f"The batches in {path} must be whole records of {_RECORD} bytes, but have {len(raw)}. Fetch it again."
         )
     records = np.frombuffer(raw, np.uint8).reshape(-1, _RECORD)
     labels = records[:, 0].astype(np.int32)

@@ -52,7 +52,7 @@ class LanguageModel(abc.ABC):
                 )
             if tokens.max() >= self.vocabulary:
                 raise ValueError(
-                    f"Tokens of {self.name} must be below its vocabulary of {self.vocabulary}, but one is {tokens.max()}."
+                    f"Tokens of {self.name} must be below the vocabulary, {self.vocabulary}, but one is {tokens.max()}."
                 )
 
     @abc.abstractmethod

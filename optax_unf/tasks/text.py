@@ -70,7 +70,7 @@ def lm1b(data_dir: str | Path | None = None, *, shards: int = 1) -> Text:
 
 
 def python_reference() -> Text:
-    """The topics of Python's `help()`: English prose with examples, half a million bytes, differing between versions."""
+    """The topics of Python's `help()`: English prose and code, half a million bytes, not the same in all versions."""
     from pydoc_data.topics import topics
 
     return _split(

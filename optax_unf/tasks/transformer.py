@@ -30,7 +30,7 @@ class TransformerTask(LanguageModel):
 
     @property
     def axes(self) -> dict[str, Any]:
-        """Names of the axes: the residual stream is one axis, each block's heads, head sizes and hidden layer another."""
+        """Names of the axes: the residual stream; in each block, heads, head sizes and the hidden layer."""
         norm = {"scale": ("model",), "bias": ("model",)}
         axes: dict[str, Any] = {
             "embedding": ("token", "model"),
