@@ -57,13 +57,18 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Contraction:
-    """Diagonals along `blocks`, of which those in `kept` stay as axes; the rest is averaged away.
+    """Diagonals along `blocks`, of which those in `kept`, sorted by name, stay as axes; the rest is averaged away.
 
-    The axes of the result are the kept blocks, sorted by name.
+    The axes of the result are the kept blocks in the order of the leaf.
     """
 
     blocks: Blocks
     kept: tuple[int, ...]
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Which axis of the result each axis of the signature is."""
+        return tuple(sorted(self.kept).index(b) for b in self.kept)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,8 +186,7 @@ def contract(x: Float[Array, "channels *sizes"], names: tuple[int, ...]) -> list
     for contraction, _ in contractions(names):
         blocks, kept = contraction.blocks, contraction.kept
         if len(kept) == len(blocks):
-            y = _diagonal(x, blocks)
-            done[contraction] = jnp.transpose(y, (0, *(b + 1 for b in kept)))
+            done[contraction] = _diagonal(x, blocks)
         else:
             done[contraction] = mean_axis(done, contraction)
     return list(done.values())
@@ -195,7 +199,7 @@ def mean_axis(done: Mapping[Contraction, Array], contraction: Contraction) -> Fl
         (c for c in done if c.blocks == blocks and len(c.kept) == len(kept) + 1 and set(kept) < set(c.kept)),
         key=lambda c: done[c].size,
     )
-    (gone,) = (axis for axis, b in enumerate(larger.kept) if b not in kept)
+    (gone,) = (axis for axis, b in enumerate(sorted(larger.kept)) if b not in kept)
     return _mean(done[larger], gone + 1)
 
 

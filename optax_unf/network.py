@@ -14,8 +14,8 @@ from optax_unf.nn import NFN, UNF, DeepSets
 from optax_unf.nn.unf import Coefficients
 from optax_unf.spec import PermutationSpec
 
-# Larger weight spaces go through the trunk leaf by leaf, which leaves their shardings alone.
-_MOST_PACKED_ENTRIES = 2**16
+# Leaves of at most this many entries go through the trunk together; others alone, which leaves their shardings alone.
+_SMALL_ENTRIES = 2**13
 
 Head: TypeAlias = Literal["unf", "nfn", "deepsets", "none"]
 
@@ -87,14 +87,15 @@ class UpdateNetwork(nn.Module):
         config = self.config
         shapes = [leaf.shape for leaf in self.spec.leaves]
         # A pointwise trunk does not see leaves: small ones together are one matrix.
-        packed = not config.pool and sum(map(math.prod, shapes)) <= _MOST_PACKED_ENTRIES
-        xs = [pack(features)] if packed else list(features)
+        small = [n for n, shape in enumerate(shapes) if not config.pool and math.prod(shape) <= _SMALL_ENTRIES]
+        large = [n for n in range(len(shapes)) if n not in small]
+        xs = [features[n] for n in large] + ([pack([features[n] for n in small])] if small else [])
         for layer in range(config.hidden_layers):
             dense = DeepSets(config.hidden_channels, config.pool, channel_axis=0, name=f"trunk_{layer}")
             xs = jax.tree.map(jax.nn.relu, dense(xs, shared=step if layer == 0 else None))
-        if packed:
-            xs = unpack(xs[0], shapes)
-        tree = dict(zip(self.spec.paths, xs, strict=True))
+        if small:
+            xs = xs[:-1] + unpack(xs[-1], [shapes[n] for n in small])
+        tree = {self.spec.paths[n]: x for n, x in zip(large + small, xs, strict=True)}
         if config.head == "unf":
             head = UNF(self.spec, 1, config.coefficients, channel_axis=0, name="head")
         elif config.head == "nfn":

@@ -147,8 +147,8 @@ def stream(
       entries: about how many entries to evaluate at a time.
 
     Returns:
-      The features' product with `whole`, with its axes sorted by name, and every contraction but the whole, in the
-      order of `contractions(leaf.names)`.
+      The features' product with `whole`, and every contraction but the whole, in the order of
+      `contractions(leaf.names)`.
     """
     cut = tiles(leaf.sizes, entries)
     views = [x.reshape(cut.view) for x in inputs]
@@ -174,9 +174,9 @@ def stream(
         return products, [total.add(t, h, before, begin, new) for total, t in zip(sums, totals, strict=True)]
 
     products, totals = jax.lax.fori_loop(0, cut.view[0] * cut.per_axis, step, start)
-    order = contractions(leaf.names)[0][0].kept
-    products = jnp.transpose(products.reshape(-1, *leaf.sizes), (0, *(axis + 1 for axis in order)))
-    return products, _contractions(leaf, [total.result(t) for total, t in zip(sums, totals, strict=True)])
+    return products.reshape(-1, *leaf.sizes), _contractions(
+        leaf, [total.result(t) for total, t in zip(sums, totals, strict=True)]
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,9 +243,7 @@ def _contractions(leaf: Tensor, means: list[Float[Array, "features *sizes"]]) ->
     for contraction, _ in others:
         missing = [axis for axis in whole.kept if axis not in contraction.kept]
         if len(missing) == 1:
-            rest = [axis for axis in range(len(leaf.names)) if axis != missing[0]]
-            order = [rest.index(axis) + 1 for axis in contraction.kept]
-            done[contraction] = jnp.transpose(means[missing[0]], (0, *order))
+            done[contraction] = means[missing[0]]
         else:
             done[contraction] = mean_axis(done, contraction)
     return list(done.values())

@@ -63,13 +63,13 @@ def mix_full(
         kernel = _full_kernel(matrix, meeting, leaves, heights, channels)
         widths = _widths(meeting, leaves, channels)
         rows = np.cumsum([0, *(heights[leaf] for leaf, _ in meeting.departures)])
-        held = [n for n, (leaf, k) in enumerate(meeting.departures) if not isinstance(contracted[leaf][k], Arrived)]
-        arriving = [contracted[leaf][k] for leaf, k in meeting.departures]
-        products = [x.products for x in arriving if isinstance(x, Arrived)]
+        arriving = [(contracted[leaf][k], _order(leaves, leaf, k)) for leaf, k in meeting.departures]
+        products = [_by_signature(x.products, order) for x, order in arriving if isinstance(x, Arrived)]
+        held = [n for n, (x, _) in enumerate(arriving) if not isinstance(x, Arrived)]
         if held:
             if len(held) < len(arriving):
                 kernel = jnp.concatenate([kernel[rows[n] : rows[n + 1]] for n in held])
-            y = product(kernel, jnp.concatenate([arriving[n] for n in held]))  # type: ignore[arg-type]
+            y = _joint_product(kernel, [arriving[n] for n in held])  # type: ignore[misc]
             if use_bias and not meeting.signature:
                 y += matrix("bias", np.zeros(sum(widths))).astype(y.dtype)
             products.append(y)
@@ -107,36 +107,39 @@ def mix_tied(
             constant += matrix("bias", np.zeros(channels)).astype(constant.dtype)
         terms[leaf].append(constant.reshape(-1, *(1 for _ in tensor.sizes)))
         if not isinstance(whole, Arrived):
-            terms[leaf].append(expand(product(kernel("entry"), whole), _identity(tensor), tensor.sizes))
+            terms[leaf].append(product(kernel("entry"), whole))
     for meeting in meetings(leaves):
         roles = _roles(meeting, leaves)
         held = {
             role: [x for x in (contracted[leaf][k] for leaf, k in members) if not isinstance(x, Arrived)]
             for role, members in roles.items()
         }
-        held = {role: sum(xs) / len(roles[role]) for role, xs in held.items() if xs}
-        pooled = jnp.concatenate(list(held.values())) if held else None
+        # Contractions in one role have their axes in one order.
+        pooled = [
+            (functools.reduce(jnp.add, xs) / len(roles[role]), _order(leaves, *roles[role][0]))
+            for role, xs in held.items()
+            if xs
+        ]
         arriving: dict[str, Array] = {}
         for leaf, expansion in meeting.arrivals:
-            labels = [label_of(role, expansion) for role in held]
+            labels = [label_of(role, expansion) for role, xs in held.items() if xs]
             total: list[Array] = []
-            if pooled is not None:
+            if pooled:
                 # Leaves in the same role receive the same.
                 if labels[0] not in arriving:
                     rows = jnp.concatenate([kernel("all " + label) for label in labels])
-                    arriving[labels[0]] = product(rows, pooled)
+                    arriving[labels[0]] = _joint_product(rows, pooled)
                 total.append(arriving[labels[0]])
             own = _own(meeting, leaves, leaf, expansion)
-            own = [(label, contracted[leaf][k]) for label, k in own]
-            own = [(label, x) for label, x in own if not isinstance(x, Arrived)]
+            own = [(label, k) for label, k in own if not isinstance(contracted[leaf][k], Arrived)]
             if own:
                 rows = jnp.concatenate([kernel("own " + label) for label, _ in own])
-                total.append(product(rows, jnp.concatenate([x for _, x in own])))
+                total.append(_joint_product(rows, [(contracted[leaf][k], _order(leaves, leaf, k)) for _, k in own]))
             terms[leaf] += [expand(y, expansion, leaves[leaf].sizes) for y in total]
         for leaf, k in meeting.departures:
             x = contracted[leaf][k]
             if isinstance(x, Arrived):
-                parts = jnp.split(x.products, len(meeting.arrivals))
+                parts = jnp.split(_by_signature(x.products, _order(leaves, leaf, k)), len(meeting.arrivals))
                 for part, (target, expansion) in zip(parts, meeting.arrivals, strict=True):
                     terms[target].append(expand(part, expansion, leaves[target].sizes))
     return terms
@@ -164,6 +167,28 @@ def whole_tied(
 def product(kernel: Float[Array, "i o"], x: Float[Array, "i *axes"]) -> Float[Array, "o *axes"]:
     """The matrix applied to the channels of every entry."""
     return jnp.einsum("io,i...->o...", kernel.astype(x.dtype), x)
+
+
+def _joint_product(
+    kernel: Float[Array, "i o"], xs: Sequence[tuple[Array, tuple[int, ...]]]
+) -> Float[Array, "o *signature"]:
+    """The matrix applied to several contractions side by side, each with its order of axes.
+
+    The axes are sorted after the product, which has far fewer channels. Those of smaller contractions than the first,
+    if they have another order, go before it.
+    """
+    first = xs[0][1]
+    inverse = tuple(first.index(axis) for axis in range(len(first)))
+    same = [x if order == first else _by_signature(_by_signature(x, order), inverse) for x, order in xs]
+    return _by_signature(product(kernel, same[0] if len(same) == 1 else jnp.concatenate(same)), first)
+
+
+def _by_signature(x: Float[Array, "c *kept"], order: tuple[int, ...]) -> Float[Array, "c *signature"]:
+    return jnp.transpose(x, (0, *(axis + 1 for axis in order)))
+
+
+def _order(leaves: tuple[Tensor, ...], leaf: int, k: int) -> tuple[int, ...]:
+    return contractions(leaves[leaf].names)[k][0].order
 
 
 def std(*, own: bool, fan_in: int, others: int) -> float:
