@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from optax_unf.network import OptimizerConfig
@@ -10,7 +11,9 @@ from optax_unf.spec import PermutationSpec
 from optax_unf.weights import MetaWeights, init_weights
 
 
-def transfer_weights(weights: MetaWeights, config: OptimizerConfig, spec: PermutationSpec, key: Array) -> MetaWeights:
+def transfer_weights(
+    weights: MetaWeights, config: OptimizerConfig, spec: PermutationSpec, key: Array, *, alpha: float | None = None
+) -> MetaWeights:
     """Weights that begin where others ended: meta-training from them is shorter than from fresh ones.
 
     The trunk and the scalars are carried over. So is the head where it can be: tied coefficients become full ones that
@@ -21,6 +24,9 @@ def transfer_weights(weights: MetaWeights, config: OptimizerConfig, spec: Permut
       config: the architecture wanted.
       spec: the weight space wanted.
       key: a PRNG key, for a fresh head.
+      alpha: the step size to begin with; by default that of the weights. Beta then changes by the opposite factor, so
+        that the learned part of the step stays: a smaller alpha is for networks whose gradients explode at times, which
+        the nominal part follows and the learned one does not.
 
     Raises:
       ValueError: the trunks differ.
@@ -49,6 +55,10 @@ def transfer_weights(weights: MetaWeights, config: OptimizerConfig, spec: Permut
         if head is not None:
             theta["network"]["head"] = head
             theta["beta"] = weights.theta["beta"]
+    if alpha is not None:
+        if "beta" in theta:
+            theta["beta"] = theta["beta"] * jnp.exp(theta["log_alpha"]) / alpha
+        theta["log_alpha"] = jnp.log(jnp.float32(alpha))
     return dataclasses.replace(fresh, theta=theta)
 
 

@@ -148,6 +148,14 @@ def load_weights(name_or_path: str | Path) -> MetaWeights:
       'none'
     """
     path = _resolve(name_or_path)
+    config, spec, arrays = _read(path, path.stat().st_mtime_ns)
+    return MetaWeights(jax.tree.map(jnp.asarray, _nested(arrays)), config, spec)
+
+
+# An injected hyperparameter makes the optimizer anew at each step, and with it asks for the weights.
+@functools.lru_cache(maxsize=8)
+def _read(path: Path, modified: int) -> tuple[OptimizerConfig, PermutationSpec | None, dict[str, np.ndarray]]:
+    del modified  # only part of the cache's key
     try:
         with safetensors.safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
@@ -161,19 +169,21 @@ def load_weights(name_or_path: str | Path) -> MetaWeights:
         )
     config = OptimizerConfig(**json.loads(metadata["config"]))
     spec = _spec_from_json(metadata["spec"])
+    if spec is not None:
+        weights = MetaWeights(_nested(arrays), config, spec)
+        _check_arrays(path, weights, jax.eval_shape(lambda key: init_weights(config, spec, key), jax.random.key(0)))
+    return config, spec, arrays
+
+
+def _nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     theta: dict[str, Any] = {}
     for name, array in arrays.items():
         *folders, last = name.split("/")
         node = theta
         for folder in folders:
             node = node.setdefault(folder, {})
-        node[last] = jnp.asarray(array)
-    weights = MetaWeights(theta, config, spec)
-    if spec is not None:
-        _check_arrays(
-            path, weights, init=jax.eval_shape(lambda key: init_weights(config, spec, key), jax.random.key(0))
-        )
-    return weights
+        node[last] = array
+    return theta
 
 
 def save_weights(path: str | Path, weights: MetaWeights, *, card: Mapping[str, Any] | None = None) -> None:

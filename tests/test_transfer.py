@@ -57,3 +57,10 @@ def test_the_same_architecture_is_carried_over_whole():
 def test_another_trunk():
     with pytest.raises(ValueError, match=r"weights have \(32, 3, False\).*wanted has \(16, 3, False\)"):
         transfer_weights(load_weights("mlp-fashion-mnist-tied"), OptimizerConfig(hidden_channels=16), SPEC, KEY)
+
+
+def test_another_step_size_leaves_the_learned_part_of_the_step():
+    old = load_weights("mlp-fashion-mnist-deepsets")
+    new = transfer_weights(old, old.config, SPEC, KEY, alpha=0.01)
+    np.testing.assert_allclose(new.alpha, 0.01, rtol=1e-6)
+    np.testing.assert_allclose(new.alpha * new.theta["beta"], old.alpha * old.theta["beta"], rtol=1e-5)
