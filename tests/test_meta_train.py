@@ -1,11 +1,11 @@
-"""The outer loop: it learns, resumes exactly, and does not depend on the number of devices."""
+"""The outer loop: it learns, on one task or several, and does not depend on the number of devices."""
 
+import functools
 import json
 import subprocess
 import sys
 from typing import ClassVar
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +25,8 @@ from optax_unf.meta import (
     training_losses,
 )
 from optax_unf.meta import train as train_module
+from optax_unf.meta.outer import make_outer_step, start_stage, state_shardings
+from optax_unf.meta.train import _initial_weights, _named
 from optax_unf.tasks import task_spec
 
 
@@ -102,78 +104,112 @@ def test_the_best_weights_are_kept(whole):
 
 
 @pytest.fixture(scope="module")
-def whole():
-    return run(TWO_STAGES)
+def whole_and_steps():
+    """A run, and the jitted outer step of each of its stages."""
+    steps = []
+
+    def made(*args):
+        steps.append(make_outer_step(*args))
+        return steps[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_module, "make_outer_step", made)
+        return run(TWO_STAGES), steps
 
 
-@pytest.mark.parametrize("stop_after", [3, 6, 9])
-def test_a_stopped_run_resumes_exactly(tmp_path, monkeypatch, whole, stop_after):
-
-    class KilledError(Exception):
-        pass
-
-    def update(self, step, metrics, curve):
-        if step == stop_after:
-            raise KilledError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train_module.Progress, "update", update)
-        with pytest.raises(KilledError):
-            run(TWO_STAGES, out=tmp_path)
-    resumed = run(TWO_STAGES, out=tmp_path)
-    chex.assert_trees_all_equal(resumed.last, whole.last)
-    chex.assert_trees_all_equal(resumed.weights, whole.weights)
-    assert resumed.curve == whole.curve
+@pytest.fixture
+def whole(whole_and_steps):
+    return whole_and_steps[0]
 
 
-def test_a_finished_run_is_not_run_again(tmp_path):
-    first = run(TWO_STAGES, out=tmp_path)
-    second = run(TWO_STAGES, out=tmp_path)
-    chex.assert_trees_all_equal(first.weights, second.weights)
-    assert second.seconds == first.seconds
+def test_the_outer_step_compiles_once_a_stage(whole_and_steps):
+    # With evaluations in between, which give the state another best theta.
+    assert [step._cache_size() for step in whole_and_steps[1]] == [1, 1]
 
 
-def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
-    run(TWO_STAGES, out=tmp_path)
-    other = MetaTrainConfig(TWO_STAGES.stages, horizon=40)
-    with pytest.raises(ValueError, match="its horizon is 20, not 40"):
-        run(other, out=tmp_path)
+class Deep(Regression):
+    """The same regression by two layers: another weight space, with other roles."""
+
+    name = "deep"
+    axes: ClassVar = {"v": ("hidden", "in"), "w": ("out", "hidden")}
+
+    def init(self, key):
+        keys = jax.random.split(key)
+        return {"v": 0.5 * jax.random.normal(keys[0], (4, 3)), "w": 0.5 * jax.random.normal(keys[1], (2, 4))}
+
+    def loss(self, params, batch):
+        x, y = batch
+        return jnp.mean((x @ params["v"].T @ params["w"].T - y) ** 2)
 
 
-@pytest.mark.parametrize("damage", [b"", b"half a file", None])
-def test_a_damaged_checkpoint_is_refused(tmp_path, damage):
-    run(TWO_STAGES, out=tmp_path)
-    file = tmp_path / "checkpoint.safetensors"
-    file.write_bytes(file.read_bytes()[:-100] if damage is None else damage)
-    with pytest.raises(ValueError, match=r"checkpoint\.safetensors is not a checkpoint"):
-        run(TWO_STAGES, out=tmp_path)
+TIED = OptimizerConfig(coefficients="tied", hidden_channels=4, hidden_layers=1)
+SGDM = OptimizerConfig("none")
 
 
-def test_nothing_but_the_checkpoint_is_written(tmp_path):
-    run(TWO_STAGES, out=tmp_path / "new" / "folder")
-    assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["checkpoint.safetensors"]
+def test_the_gradient_of_several_tasks_is_their_mean():
+    tasks = {"a": Regression(), "b": Deep()}
+    problems = {name: learned_training(SGDM, task) for name, task in tasks.items()}
+    theta = _initial_weights(SGDM, tasks, jax.random.key(3)).theta
+    # A large norm, so that nothing is clipped and Adam's first momentum is a tenth of the gradient.
+    config = MetaTrainConfig((Stage(PES(pairs=2, truncation=5), 4, 1e-2),), horizon=20, clip_norm=1e6)
+    key = jax.random.key(0)
+    state = start_stage(problems, config, key, 0, theta)
+    step_key = jax.random.fold_in(jax.random.fold_in(key, 0), 0)
+    estimator = config.stages[0].estimator
+    grads, losses = [], []
+    for n, (problem, particles) in enumerate(zip(problems.values(), state.particles, strict=True)):
+        estimate = jax.jit(functools.partial(estimator.estimate, problem, 20))
+        grad, _, metrics = estimate(theta, particles, jax.random.fold_in(step_key, n))
+        grads.append(grad)
+        losses.append(float(metrics["loss"]))
+    wanted = jax.tree.map(lambda *xs: sum(np.float64(x) for x in xs) / 2, *grads)
+    after, metrics = make_outer_step(problems, config, 0, state_shardings(state))(state, key, 0)
+    momentum = optax.tree.get(after.adam, "mu")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(10 * a, b, rtol=1e-3, atol=1e-6), momentum, wanted)
+    np.testing.assert_allclose([metrics["loss/a"], metrics["loss/b"]], losses, rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=1e-5)
 
 
-def test_the_outer_step_compiles_once_a_stage():
-    problem = learned_training(SMALL, Regression())
-    traced = []
+def test_several_tasks_are_evaluated_each_and_together():
+    config = MetaTrainConfig(
+        (Stage(PES(pairs=1, truncation=5), 2, 1e-3),), horizon=10, evaluate_every=2, evaluate_runs=2
+    )
+    tasks = [Regression(), Deep()]
+    result = meta_train(SGDM, tasks, config, jax.random.key(0), progress=False)
+    (record,) = result.curve
+    names = ("Regression", "deep")
+    assert set(record) == {"step", "final_loss", *(f"final_loss/{name}" for name in names)}
+    np.testing.assert_allclose(
+        record["final_loss"], np.mean([record[f"final_loss/{name}"] for name in names]), rtol=1e-6
+    )
+    keys = jax.random.split(jax.random.split(jax.random.key(0), 3)[1], 2)
+    for name, task in zip(names, tasks, strict=True):
+        losses = training_losses(learned_training(SGDM, task), result.last.theta, keys, 10)
+        np.testing.assert_allclose(record[f"final_loss/{name}"], losses.mean(), rtol=1e-5)
 
-    class Counting(Training):
-        def step(self, theta, run):
-            traced.append(1)
-            return super().step(theta, run)
 
-    counting = Counting(problem.task, problem.optimizer)
-    stage = TWO_STAGES.stages[0]
-    state = train_module._start_stage(counting, TWO_STAGES, jax.random.key(0), 0, run_initial().theta)
-    shardings = train_module._shardings(state)
-    state = jax.device_put(state, shardings)
-    step = train_module._outer_step(counting, TWO_STAGES, stage, shardings)
-    state, _ = step(state, jax.random.key(0))
-    first = len(traced)
-    for n in range(3):
-        state, _ = step(state, jax.random.key(n))
-    assert len(traced) == first
+def test_tasks_of_one_name_are_numbered():
+    assert list(_named([Regression(), Deep(), Regression()])) == ["Regression", "deep", "Regression-2"]
+
+
+def test_weights_for_several_tasks_have_the_roles_of_all():
+    keys = [
+        {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(_initial(*tasks))}
+        for tasks in ((Regression(),), (Deep(),), (Regression(), Deep()))
+    ]
+    assert keys[0] != keys[1]
+    assert keys[2] == keys[0] | keys[1]
+
+
+def _initial(*tasks):
+    return _initial_weights(TIED, {str(n): task for n, task in enumerate(tasks)}, jax.random.key(0)).theta
+
+
+def test_tasks_of_other_weight_spaces_need_an_architecture_that_fits_any():
+    with pytest.raises(ValueError, match=r"must have one weight space.*deep differs from Regression.*leaf"):
+        meta_train(SMALL, [Regression(), Deep()], TWO_STAGES, jax.random.key(0))
+    with pytest.raises(ValueError, match="at least one task"):
+        meta_train(SMALL, [], TWO_STAGES, jax.random.key(0))
 
 
 _ON_DEVICES = """
@@ -254,3 +290,23 @@ def test_optimizers_with_equal_keys_see_equal_batches():
 def test_settings_that_cannot_work_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("config", [TWO_STAGES, MetaTrainConfig()])
+def test_settings_survive_json(config):
+    assert MetaTrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"horizn": 5}, "there is no horizn"),
+        ({"stages": [{"estimator": {"name": "PSE"}, "steps": 1, "learning_rate": 1.0}]}, "one of PES.* but is 'PSE'"),
+        ({"stages": [{"estimator": {"name": "PES", "runs": 1}, "steps": 1, "learning_rate": 1.0}]}, "PES are pairs"),
+        ({"stages": [{"estimator": {"name": "PES"}, "steps": 1}]}, "stage do not suffice.*learning_rate"),
+        ({"horizon": 60}, "divide"),
+    ],
+)
+def test_settings_from_json_are_checked(settings, message):
+    with pytest.raises(ValueError, match=message):
+        MetaTrainConfig.from_dict(settings)

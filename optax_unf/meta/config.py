@@ -1,11 +1,17 @@
 """Settings of a meta-training run."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal, Self, TypeVar
 
 import optax
 
-from optax_unf.meta.estimators import PES, Backprop, check_truncation
+from optax_unf.meta.backprop import Backprop
+from optax_unf.meta.evolution import NRES, PES, FullES, TruncatedES
+
+# What a configuration file can name.
+_ESTIMATORS = {estimator.__name__: estimator for estimator in (PES, NRES, FullES, TruncatedES, Backprop)}
+_Settings = TypeVar("_Settings")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +26,7 @@ class Stage:
       warmup: outer steps over which the rate rises linearly from zero.
     """
 
-    estimator: PES | Backprop
+    estimator: PES | NRES | FullES | TruncatedES | Backprop
     steps: int
     learning_rate: float
     schedule: Literal["constant", "cosine"] = "constant"
@@ -61,7 +67,15 @@ class MetaTrainConfig:
       clip_norm: outer gradients are scaled down to this norm.
       evaluate_every: outer steps between evaluations on fresh inner runs; the best meta-weights are kept.
       evaluate_runs: inner runs of an evaluation.
-      checkpoint_every: outer steps between checkpoints.
+      checkpoint_every: outer steps between checkpoints; there is one at the end of each stage besides.
+      keep_checkpoints: how many of the newest checkpoints to keep.
+
+    Example:
+      >>> config = MetaTrainConfig((Stage(PES(pairs=2), steps=5, learning_rate=1e-3),))
+      >>> config.to_dict()["stages"][0]["estimator"]["name"]
+      'PES'
+      >>> MetaTrainConfig.from_dict(config.to_dict()) == config
+      True
     """
 
     stages: tuple[Stage, ...] = (Stage(PES(), steps=50_000, learning_rate=1e-4),)
@@ -70,14 +84,68 @@ class MetaTrainConfig:
     evaluate_every: int = 50
     evaluate_runs: int = 8
     checkpoint_every: int = 50
+    keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
         if not self.stages:
             raise ValueError("A meta-training run needs at least one stage, but stages is empty.")
         for stage in self.stages:
-            check_truncation(stage.estimator.truncation, self.horizon)
-        for name in ("evaluate_every", "evaluate_runs", "checkpoint_every"):
+            stage.estimator.check(self.horizon)
+        for name in ("evaluate_every", "evaluate_runs", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, but is {getattr(self, name)}.")
         if not self.clip_norm > 0:
             raise ValueError(f"clip_norm must be positive, but is {self.clip_norm}.")
+
+    @property
+    def steps(self) -> int:
+        """Outer steps of all stages together."""
+        return sum(stage.steps for stage in self.stages)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON holds them; each estimator has its class's name as its `name`."""
+        settings = dataclasses.asdict(self)
+        settings["stages"] = list(settings["stages"])
+        for stage, described in zip(self.stages, settings["stages"], strict=True):
+            described["estimator"] = {"name": type(stage.estimator).__name__, **described["estimator"]}
+        return settings
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Self:
+        """The configuration that `to_dict` described; what is left out has its default.
+
+        Args:
+          settings: such as a JSON file holds.
+
+        Raises:
+          ValueError: a setting or an estimator is unknown, or one without a default is missing.
+
+        Example:
+          >>> MetaTrainConfig.from_dict({"horizon": 500}).horizon
+          500
+        """
+        settings = dict(settings)
+        if "stages" in settings:
+            settings["stages"] = tuple(_stage(stage) for stage in settings["stages"])
+        return _made(cls, settings, "a meta-training run")
+
+
+def _stage(settings: Mapping[str, Any]) -> Stage:
+    settings = dict(settings)
+    if "estimator" in settings:
+        described = dict(settings["estimator"])
+        name = described.pop("name", None)
+        if name not in _ESTIMATORS:
+            raise ValueError(f"The name of an estimator must be one of {', '.join(_ESTIMATORS)}, but is {name!r}.")
+        settings["estimator"] = _made(_ESTIMATORS[name], described, name)
+    return _made(Stage, settings, "a stage")
+
+
+def _made(cls: type[_Settings], settings: Mapping[str, Any], what: str) -> _Settings:
+    known = [field.name for field in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
+    if unknown := sorted(set(settings) - set(known)):
+        raise ValueError(f"The settings of {what} are {', '.join(known)}; there is no {', '.join(unknown)}.")
+    try:
+        return cls(**settings)
+    except TypeError as error:
+        raise ValueError(f"The settings of {what} do not suffice: {error}.") from error

@@ -40,7 +40,7 @@ class InnerRun(NamedTuple):
       params: parameters of the task network.
       optimizer: the optimizer's state.
       steps: number of steps so far.
-      key: the key that every batch of the run is drawn from.
+      key: the key that every batch of the run is drawn from, and the task of the run if that is random.
     """
 
     params: PyTree
@@ -66,16 +66,20 @@ class Training:
     def start(self, theta: Theta, key: Array) -> InnerRun:
         """Fresh parameters and optimizer state."""
         init_key, batch_key = jax.random.split(key)
-        params = self.task.init(init_key)
+        params = self._task_of_run(batch_key).init(init_key)
         return InnerRun(params, self.optimizer(theta).init(params), jnp.zeros([], jnp.int32), batch_key)
 
     def step(self, theta: Theta, run: InnerRun) -> tuple[InnerRun, Float[Array, ""]]:
         """One training step, on a batch drawn for it."""
-        batch = self.task.sample(jax.random.fold_in(run.key, run.steps))
-        loss, grads = jax.value_and_grad(self.task.loss)(run.params, batch)
+        task = self._task_of_run(run.key)
+        batch = task.sample(jax.random.fold_in(run.key, run.steps))
+        loss, grads = jax.value_and_grad(task.loss)(run.params, batch)
         updates, state = self.optimizer(theta).update(grads, run.optimizer, run.params)
         params = optax.apply_updates(run.params, updates)
         return InnerRun(params, state, run.steps + 1, run.key), loss
+
+    def _task_of_run(self, key: Array) -> Task:
+        return self.task.of_run(key) if hasattr(self.task, "of_run") else self.task  # type: ignore[attr-defined]
 
 
 def learned_training(config: OptimizerConfig, task: Task) -> Training:

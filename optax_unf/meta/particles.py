@@ -17,9 +17,9 @@ _AXIS = "particles"
 def map_particles(function: Callable[[In], Out], particles: In, *, vectorize: int | None = None) -> Out:
     """`function` of each particle.
 
-    Particles are sharded over all local devices if their number divides evenly; each device runs `vectorize` of its
-    particles at a time. On a CPU, where one run's features fill the cache, one at a time is fastest; accelerators
-    take all at once.
+    Particles are sharded over all devices, of all processes; where their number does not divide evenly, some are
+    computed twice. Each device runs `vectorize` of its particles at a time. On a CPU, where one run's features fill
+    the cache, one at a time is fastest; accelerators take all at once.
 
     Args:
       function: a function of one particle.
@@ -27,7 +27,7 @@ def map_particles(function: Callable[[In], Out], particles: In, *, vectorize: in
       vectorize: particles at a time on each device; `None` for the device's default.
     """
     (count,) = {leaf.shape[0] for leaf in jax.tree.leaves(particles)}
-    devices = jax.local_devices()
+    devices = jax.devices()
     width = vectorize or (1 if devices[0].platform == "cpu" else count)
 
     def local(particles: In) -> Out:
@@ -35,15 +35,19 @@ def map_particles(function: Callable[[In], Out], particles: In, *, vectorize: in
             return jax.lax.map(function, particles)
         return jax.lax.map(function, particles, batch_size=width)
 
-    if len(devices) == 1 or count % len(devices):
+    if len(devices) == 1:
         return local(particles)
     split = PartitionSpec(_AXIS)
-    return jax.shard_map(local, mesh=_mesh(), in_specs=split, out_specs=split, check_vma=False)(particles)
+    sharded = jax.shard_map(local, mesh=_mesh(), in_specs=split, out_specs=split, check_vma=False)
+    if not count % len(devices):
+        return sharded(particles)
+    repeated = np.arange(count + -count % len(devices)) % count
+    return jax.tree.map(lambda x: x[:count], sharded(jax.tree.map(lambda x: x[repeated], particles)))
 
 
 def particle_shardings(tree: PyTree) -> PyTree[NamedSharding]:
-    """Leaves split by particle over all local devices, or whole on each where their number does not divide evenly."""
-    devices = len(jax.local_devices())
+    """Leaves split by particle over all devices, or whole on each where their number does not divide evenly."""
+    devices = jax.device_count()
 
     def sharding(x: Array) -> NamedSharding:
         splits = x.ndim > 0 and x.shape[0] % devices == 0
@@ -53,9 +57,21 @@ def particle_shardings(tree: PyTree) -> PyTree[NamedSharding]:
 
 
 def replicated_shardings(tree: PyTree) -> PyTree[NamedSharding]:
-    """Leaves whole on every local device."""
+    """Leaves whole on every device."""
     return jax.tree.map(lambda _: NamedSharding(_mesh(), PartitionSpec()), tree)
 
 
+def placed(tree: In, shardings: PyTree[NamedSharding]) -> In:
+    """Arrays where the shardings say; what comes from the host must be the same in all processes."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+    # Not device_put, which compares each array between the processes.
+    return jax.jit(_identity, out_shardings=shardings)(tree)
+
+
+def _identity(tree: In) -> In:
+    return tree
+
+
 def _mesh() -> Mesh:
-    return Mesh(np.array(jax.local_devices()), (_AXIS,))
+    return Mesh(np.array(jax.devices()), (_AXIS,))

@@ -1,22 +1,27 @@
 """The progress bar of a meta-training run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Self
-
-from jaxtyping import Array
 
 
 class Progress:
-    """A tqdm bar if tqdm is installed and the caller wants one, else nothing."""
+    """A tqdm bar if tqdm is installed and the caller wants one, else nothing.
 
-    def __init__(self, total: int, wanted: bool) -> None:
+    Args:
+      total: outer steps of the whole run.
+      done: outer steps before this process.
+      wanted: whether to show the bar.
+    """
+
+    def __init__(self, total: int, done: int, wanted: bool) -> None:
         self._bar: Any = None
+        self._shown: dict[str, str] = {}
         if wanted:
             try:
                 from tqdm.auto import tqdm
             except ModuleNotFoundError:
                 return
-            self._bar = tqdm(total=total, unit="step", desc="meta-training")
+            self._bar = tqdm(total=total, initial=done, unit="step", desc="meta-training")
 
     def __enter__(self) -> Self:
         return self
@@ -25,12 +30,18 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def update(self, step: int, metrics: Mapping[str, Array], curve: Sequence[Mapping[str, float]]) -> None:
-        """Shows outer step `step` with its loss, gradient norm, and the last evaluation."""
+    def step(self, number: int, metrics: Mapping[str, float]) -> None:
+        """Shows that outer step `number` is done, with its loss, gradient norm and inner steps per second."""
         if self._bar is None:
             return
-        shown = {"loss": f"{float(metrics['loss']):.3f}", "grad": f"{float(metrics['grad_norm']):.2g}"}
-        if curve:
-            shown["final"] = f"{curve[-1]['final_loss']:.4f}"
-        self._bar.set_postfix(shown, refresh=False)
-        self._bar.update(step - self._bar.n)
+        self._shown |= {
+            "loss": f"{metrics['loss']:.3f}",
+            "grad": f"{metrics['grad_norm']:.2g}",
+            "inner/s": f"{metrics['inner_steps_per_second']:.0f}",
+        }
+        self._bar.set_postfix(self._shown, refresh=False)
+        self._bar.update(number - self._bar.n)
+
+    def evaluation(self, final_loss: float) -> None:
+        """Shows the last evaluation's loss from the next step on."""
+        self._shown["final"] = f"{final_loss:.4f}"

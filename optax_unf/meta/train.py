@@ -1,49 +1,34 @@
 """Meta-training: the outer loop."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
+import numpy as np
 from jaxtyping import Array, Float
 
-from optax_unf.meta import checkpoint
-from optax_unf.meta.config import MetaTrainConfig, Stage
-from optax_unf.meta.estimators import Metrics
-from optax_unf.meta.evaluate import final_loss, training_losses
-from optax_unf.meta.inner import InnerProblem, Theta, learned_training
-from optax_unf.meta.particles import particle_shardings, replicated_shardings
-from optax_unf.meta.progress import Progress
+from optax_unf.meta.checkpoint import Checkpoints
+from optax_unf.meta.config import MetaTrainConfig
+from optax_unf.meta.distributed import failures_explained, is_first, told_to_stop
+from optax_unf.meta.evaluate import evaluation, training_losses
+from optax_unf.meta.inner import Theta, learned_training
+from optax_unf.meta.interrupt import Interruption
+from optax_unf.meta.metrics import Reporter
+from optax_unf.meta.outer import TrainState, make_outer_step, start_stage, state_shardings
+from optax_unf.meta.particles import placed
 from optax_unf.network import OptimizerConfig
 from optax_unf.tasks.task import Task, task_spec
-from optax_unf.weights import MetaWeights, init_weights
+from optax_unf.weights import MetaWeights, check_fits, init_weights
 
-# Inner steps at which an evaluation reports the loss, besides the end.
-MARKS = (100, 500, 1000)
-
-
-class TrainState(NamedTuple):
-    """Everything that the rest of a stage depends on.
-
-    Attributes:
-      theta: the meta-weights' arrays.
-      adam: state of the outer optimizer.
-      particles: state of the estimator.
-      best_theta: the best meta-weights so far.
-      best_loss: their loss on fresh inner runs; infinite before the first evaluation.
-    """
-
-    theta: Theta
-    adam: Any
-    particles: Any
-    best_theta: Theta
-    best_loss: Float[Array, ""]
+# Settings that a run may change when it continues: they do not change its result.
+_FREE = ("checkpoint_every", "keep_checkpoints")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +38,8 @@ class MetaTrainResult:
     Attributes:
       weights: the best meta-weights, by the final loss on fresh inner runs.
       last: the meta-weights after the last outer step.
-      curve: one record per evaluation: `step` (outer), `final_loss` (mean over fresh inner runs),
-        `loss_at_100`, `loss_at_500`, `loss_at_1000`.
+      curve: one record per evaluation: `step` (outer), `final_loss` (mean over fresh inner runs and tasks),
+        `loss_at_100`, `loss_at_500`, `loss_at_1000`; of several tasks also the `final_loss/TASK` of each.
       seconds: wall time of the outer steps, evaluations and compilations.
     """
 
@@ -66,7 +51,7 @@ class MetaTrainResult:
 
 def meta_train(
     optimizer: OptimizerConfig,
-    task: Task,
+    task: Task | Sequence[Task],
     config: MetaTrainConfig,
     key: Array,
     *,
@@ -74,23 +59,34 @@ def meta_train(
     out: str | Path | None = None,
     progress: bool = True,
 ) -> MetaTrainResult:
-    """Meta-trains a learned optimizer on a task.
+    """Meta-trains a learned optimizer on a task, or on several at once.
 
     Each outer step is one jitted call: a truncation of all particles under one `lax.scan`, their gradient estimate
-    and Adam. The same key gives the same result.
+    (the mean of the tasks' estimates) and Adam. The same key gives the same result.
+
+    With a folder `out`, the run writes there
+    - `checkpoints/`, on a schedule, at the end of each stage, and when SIGTERM or SIGINT (Ctrl-C) asks it to stop,
+      after the outer step under way; called again, it continues from the newest exactly as if it had not stopped;
+    - `metrics.jsonl`: a record for each outer step (`step`, `stage`, `loss`, `grad_norm`, `learning_rate`, `diverged`,
+      `seconds`, `inner_steps_per_second`) and for each evaluation (`step`, `stage`, `final_loss`, ..., `seconds`). The
+      first step of a stage includes its compilation;
+    - `tensorboard/`: the same numbers, if tensorboardX is installed.
 
     Args:
       optimizer: architecture of the learned optimizer.
-      task: the inner task.
+      task: the inner task, or several.
       config: settings.
       key: a PRNG key.
       weights: where to start; by default fresh meta-weights.
-      out: folder for `checkpoint.safetensors`. If it holds a checkpoint of this run, the run
-        continues from it, exactly as if it had not stopped.
+      out: the run's folder.
       progress: show a progress bar (if tqdm is installed).
 
     Raises:
-      ValueError: `out` holds a checkpoint of a run with other settings.
+      ValueError: `out` holds a checkpoint of a run with other settings or one that is damaged; there is no task; or
+        tasks have different weight spaces and the architecture fits one only.
+      ModuleNotFoundError: `out` is given and orbax is not installed.
+      KeyboardInterrupt: SIGINT came.
+      SystemExit: SIGTERM came (code 143).
 
     Example:
       >>> import jax
@@ -103,53 +99,78 @@ def meta_train(
       >>> len(result.curve)
       2
     """
+    tasks = _named(task)
+    _check_spaces(optimizer, tasks)
     init_key, eval_key, outer_key = jax.random.split(key, 3)
-    if weights is None:
-        weights = init_weights(optimizer, task_spec(task), init_key)
-    problem = learned_training(optimizer, task)
+    weights = _initial_weights(optimizer, tasks, init_key) if weights is None else weights
+    problems = {name: learned_training(optimizer, task) for name, task in tasks.items()}
     eval_keys = jax.random.split(eval_key, config.evaluate_runs)
-    evaluate = jax.jit(lambda theta: training_losses(problem, theta, eval_keys, config.horizon))
-    settings = _settings(optimizer, config)
-    file = Path(out, "checkpoint.safetensors") if out else None
-    if file:
-        file.parent.mkdir(parents=True, exist_ok=True)
 
-    start = functools.partial(_start_stage, problem, config, outer_key)
-    if file and file.exists():
-        position = _Position(**checkpoint.load_record(file))
-        _check_settings(file, position.settings, settings)
-        state = checkpoint.load_state(file, jax.eval_shape(lambda: start(position.stage, weights.theta)))
-    else:
-        position = _Position(settings=settings)
-        state = start(0, weights.theta)
-    with Progress(sum(stage.steps for stage in config.stages), progress) as bar:
+    @jax.jit
+    def evaluate(theta: Theta) -> dict[str, Float[Array, ""]]:
+        return evaluation(
+            {name: training_losses(problem, theta, eval_keys, config.horizon) for name, problem in problems.items()}
+        )
+
+    start = functools.partial(start_stage, problems, config, outer_key)
+    position = _Position(_settings(optimizer, tasks, config, key))
+    state = None
+    with failures_explained(), contextlib.ExitStack() as stack:
+        checkpoints = None
+        if out is not None:
+            checkpoints = stack.enter_context(Checkpoints(Path(out, "checkpoints"), config.keep_checkpoints))
+            if (latest := checkpoints.latest()) is not None:
+                position = _resumed(checkpoints, latest, position.settings)
+                state = checkpoints.state(latest, jax.eval_shape(lambda: start(position.stage, weights.theta)))
+        if state is None:
+            state = start(0, weights.theta)
+        interruption = stack.enter_context(Interruption(wanted=out is not None and jax.process_count() == 1))
+        reporter = stack.enter_context(
+            Reporter(
+                Path(out) if out is not None and is_first() else None,
+                position.total(config),
+                config.steps,
+                progress and is_first(),
+            )
+        )
+        started = time.perf_counter() - position.seconds
         while True:
             stage = config.stages[position.stage]
-            shardings = _shardings(state)
-            state = jax.device_put(state, shardings)
-            outer_step = _outer_step(problem, config, stage, shardings)
-            stage_key = jax.random.fold_in(outer_key, position.stage)
+            shardings = state_shardings(state)
+            state = placed(state, shardings)
+            outer_step = make_outer_step(problems, config, position.stage, shardings)
+            inner_steps = len(tasks) * stage.estimator.inner_steps(config.horizon)
             while position.step < stage.steps:
-                started = time.perf_counter()
-                state, metrics = outer_step(state, jax.random.fold_in(stage_key, position.step))
+                state, metrics = outer_step(state, outer_key, position.step)
                 position.step += 1
+                done = position.total(config)
+                reporter.step(done, position.stage, inner_steps, metrics)
                 last = position.step == stage.steps
                 if last or position.step % config.evaluate_every == 0:
+                    reporter.flush()
                     state, result = _evaluated(state, evaluate)
-                    position.curve.append({"step": position.total(config), **result})
-                bar.update(position.total(config), metrics, position.curve)
-                position.seconds += time.perf_counter() - started
-                if file and (last or position.step % config.checkpoint_every == 0):
-                    checkpoint.save(file, state, dataclasses.asdict(position))
+                    state = placed(state, shardings)
+                    position.curve.append({"step": done, **result})
+                    reporter.evaluation(done, position.stage, result)
+                # Read once: a signal after this line is obeyed a step later.
+                stop = interruption.received is not None or told_to_stop(done)
+                if last or stop or position.step % config.checkpoint_every == 0:
+                    reporter.flush()
+                    position.seconds = time.perf_counter() - started
+                    if checkpoints:
+                        checkpoints.save(done, state, dataclasses.asdict(position))
+                        reporter.restart_clock()
+                if stop:
+                    interruption.stop()
             if position.stage + 1 == len(config.stages):
                 break
             position.stage, position.step = position.stage + 1, 0
             state = start(position.stage, state.theta, (state.best_theta, state.best_loss))
     # Back from the devices of this run: the user's parameters may live on one of them.
-    best, last = (jax.tree.map(jnp.asarray, jax.device_get(theta)) for theta in (state.best_theta, state.theta))
+    best, final = (jax.tree.map(jnp.asarray, jax.device_get(theta)) for theta in (state.best_theta, state.theta))
     return MetaTrainResult(
         weights=dataclasses.replace(weights, theta=best),
-        last=dataclasses.replace(weights, theta=last),
+        last=dataclasses.replace(weights, theta=final),
         curve=position.curve,
         seconds=position.seconds,
     )
@@ -169,75 +190,82 @@ class _Position:
         return sum(stage.steps for stage in config.stages[: self.stage]) + self.step
 
 
-def _adam(config: MetaTrainConfig, stage: Stage) -> optax.GradientTransformation:
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.adam(stage.rate()))
+def _named(task: Task | Sequence[Task]) -> dict[str, Task]:
+    """Tasks by their names; one of the class where a task has none, and numbered where several have the same."""
+    tasks = [task] if isinstance(task, Task) else list(task)
+    if not tasks:
+        raise ValueError("Meta-training needs at least one task, but the sequence of tasks is empty.")
+    named: dict[str, Task] = {}
+    for one in tasks:
+        name = base = getattr(one, "name", type(one).__name__)
+        number = 1
+        while name in named:
+            number += 1
+            name = f"{base}-{number}"
+        named[name] = one
+    return named
 
 
-def _start_stage(
-    problem: InnerProblem,
-    config: MetaTrainConfig,
-    key: Array,
-    number: int,
-    theta: Theta,
-    best: tuple[Theta, Array] | None = None,
-) -> TrainState:
-    stage = config.stages[number]
-    # Steps use keys 0, 1, ... of the stage; its particles start from a key that no step uses.
-    particle_key = jax.random.fold_in(jax.random.fold_in(key, number), stage.steps)
-    start = jax.jit(lambda theta: stage.estimator.init(problem, config.horizon, theta, particle_key))
-    # Copies, because the outer step donates its state.
-    theta = jax.tree.map(jnp.copy, theta)
-    best_theta, best_loss = best or (jax.tree.map(jnp.copy, theta), jnp.array(jnp.inf))
-    return TrainState(theta, _adam(config, stage).init(theta), start(theta), best_theta, best_loss)
+def _check_spaces(optimizer: OptimizerConfig, tasks: dict[str, Task]) -> None:
+    if not optimizer.fits_one_space:
+        return
+    (first, space), *others = ((name, task_spec(task)) for name, task in tasks.items())
+    for name, other in others:
+        try:
+            check_fits(MetaWeights({}, optimizer, space), other)
+        except ValueError as error:
+            raise ValueError(
+                f"Tasks that are meta-trained on together must have one weight space, or the architecture must fit any "
+                f"(coefficients='tied', or head='deepsets' or 'none'), but {name} differs from {first}: {error}"
+            ) from error
 
 
-def _shardings(state: TrainState) -> TrainState:
-    """Where the arrays of a state live, from step to step: otherwise the second step would compile anew."""
-    return TrainState(*replicated_shardings(state))._replace(particles=particle_shardings(state.particles))
+def _initial_weights(optimizer: OptimizerConfig, tasks: dict[str, Task], key: Array) -> MetaWeights:
+    """Fresh meta-weights that have every coefficient that a task asks for."""
+    first, *others = (init_weights(optimizer, task_spec(task), key) for task in tasks.values())
+    theta = functools.reduce(_merged, (weights.theta for weights in others), first.theta)
+    return dataclasses.replace(first, theta=theta)
 
 
-def _outer_step(
-    problem: InnerProblem, config: MetaTrainConfig, stage: Stage, shardings: TrainState
-) -> Callable[[TrainState, Array], tuple[TrainState, Metrics]]:
-    adam = _adam(config, stage)
-
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
-    def outer_step(state: TrainState, key: Array) -> tuple[TrainState, Metrics]:
-        grad, particles, metrics = stage.estimator.estimate(problem, config.horizon, state.theta, state.particles, key)
-        updates, adam_state = adam.update(grad, state.adam, state.theta)
-        theta = optax.apply_updates(state.theta, updates)
-        metrics["grad_norm"] = optax.tree.norm(grad)
-        return state._replace(theta=theta, adam=adam_state, particles=particles), metrics
-
-    return outer_step
+def _merged(theta: Theta, other: Theta) -> Theta:
+    """The first tree, and what only the second one has."""
+    if not isinstance(theta, dict):
+        return theta
+    return {**other, **{name: _merged(x, other.get(name, x)) for name, x in theta.items()}}
 
 
 def _evaluated(
-    state: TrainState, evaluate: Callable[[Theta], Float[Array, "runs steps"]]
+    state: TrainState, evaluate: Callable[[Theta], dict[str, Float[Array, ""]]]
 ) -> tuple[TrainState, dict[str, float]]:
-    losses = evaluate(state.theta)
-    # A run that diverged must not win, and its NaN must not hide the others.
-    loss = jnp.nan_to_num(final_loss(losses), nan=jnp.inf, posinf=jnp.inf).mean()
+    result = evaluate(state.theta)
+    loss = result["final_loss"]
     better = loss < state.best_loss
     best_theta = jax.tree.map(lambda a, b: jnp.where(better, a, b), state.theta, state.best_theta)
     state = state._replace(best_theta=best_theta, best_loss=jnp.minimum(loss, state.best_loss))
-    curve = losses.mean(0)
-    marks = {f"loss_at_{step}": float(curve[step - 5 : step + 5].mean()) for step in MARKS if step + 5 <= curve.size}
-    return state, {"final_loss": float(loss), **marks}
+    return state, {name: float(x) for name, x in result.items()}
 
 
-def _settings(optimizer: OptimizerConfig, config: MetaTrainConfig) -> dict[str, Any]:
-    """Settings as JSON holds them, which has no tuples."""
-    settings = {"optimizer": dataclasses.asdict(optimizer), **dataclasses.asdict(config)}
-    for stage, described in zip(config.stages, settings["stages"], strict=True):
-        described["estimator"] = {"name": type(stage.estimator).__name__, **described["estimator"]}
+def _settings(
+    optimizer: OptimizerConfig, tasks: dict[str, Task], config: MetaTrainConfig, key: Array
+) -> dict[str, Any]:
+    data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+    settings = {
+        "tasks": list(tasks),
+        "key": np.asarray(data).tolist(),
+        "optimizer": dataclasses.asdict(optimizer),
+        **{name: value for name, value in config.to_dict().items() if name not in _FREE},
+    }
+    # As JSON holds them, which has no tuples.
     return json.loads(json.dumps(settings))
 
 
-def _check_settings(file: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _resumed(checkpoints: Checkpoints, step: int, wanted: dict[str, Any]) -> _Position:
+    """The position of a checkpoint, whose settings must be those wanted."""
+    position = _Position(**checkpoints.record(step))
     for name in wanted:
-        if stored.get(name) != wanted[name]:
+        if position.settings.get(name) != wanted[name]:
             raise ValueError(
-                f"{file} belongs to a run with other settings: its {name} is {stored.get(name)}, not {wanted[name]}. "
-                f"Give a new output folder, or the old settings."
+                f"{checkpoints.folder} belongs to a run with other settings: its {name} is "
+                f"{position.settings.get(name)}, not {wanted[name]}. Give a new output folder, or the old settings."
             )
+    return position

@@ -14,6 +14,7 @@ from optax_unf.tasks.describe import describe as describe
 from optax_unf.tasks.images import digits, fashion_mnist
 from optax_unf.tasks.language import LanguageModel as LanguageModel
 from optax_unf.tasks.mlp import MLPTask as MLPTask
+from optax_unf.tasks.rescaled import Rescaled as Rescaled
 from optax_unf.tasks.rnn import RNNTask as RNNTask
 from optax_unf.tasks.task import Task as Task
 from optax_unf.tasks.task import task_spec as task_spec

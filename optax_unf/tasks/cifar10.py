@@ -1,6 +1,9 @@
 """CIFAR-10, from its binary files."""
 
+import gzip
+import io
 import tarfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -40,30 +43,40 @@ def read_cifar10(path: Path) -> tuple[np.ndarray, Int[np.ndarray, " n"], np.ndar
       ValueError: the file is not an archive of CIFAR-10's binary version.
     """
     try:
-        with tarfile.open(path) as archive:
+        # Whole, so that gzip's checksum is checked: tarfile takes a damaged member for the end.
+        content = io.BytesIO(gzip.decompress(path.read_bytes()))
+        with tarfile.open(fileobj=content, mode="r:") as archive:
             batches = {
                 PurePosixPath(member.name).name: archive.extractfile(member).read()  # type: ignore[union-attr]
                 for member in archive
-                if member.isfile() and member.name.endswith("_batch.bin" if "test" in member.name else ".bin")
+                if member.isfile() and member.name.endswith(".bin")
             }
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise ValueError(f"{path} must be CIFAR-10's archive, but is damaged or something else: {error}.") from error
-    training = [batches[name] for name in sorted(batches) if name.startswith("data_batch_")]
+    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(
+            f"{path} must be CIFAR-10's archive, but is damaged or something else: {error}. Fetch {_URL}."
+        ) from error
+    training = [name for name in sorted(batches) if name.startswith("data_batch_")]
     if not training or "test_batch.bin" not in batches:
         raise ValueError(
             f"{path} must hold data_batch_1.bin and test_batch.bin, as CIFAR-10's binary version does, but holds "
             f"{', '.join(sorted(batches)) or 'no .bin file'}. Fetch {_URL}."
         )
-    return *_decode(path, b"".join(training)), *_decode(path, batches["test_batch.bin"])
+    records = {name: _records(path, name, batches[name]) for name in (*training, "test_batch.bin")}
+    return *_decode(np.concatenate([records[name] for name in training])), *_decode(records["test_batch.bin"])
 
 
-def _decode(path: Path, raw: bytes) -> tuple[np.ndarray, np.ndarray]:
+def _records(path: Path, name: str, raw: bytes) -> np.ndarray:
     if not raw or len(raw) % _RECORD:
         raise ValueError(
-            f"The batches in {path} must be whole records of {_RECORD} bytes, but have {len(raw)}. Fetch it again."
+            f"{name} in {path} must be whole records of {_RECORD} bytes, but has {len(raw)} bytes. Fetch it again."
         )
     records = np.frombuffer(raw, np.uint8).reshape(-1, _RECORD)
-    labels = records[:, 0].astype(np.int32)
-    if labels.max() > 9:
-        raise ValueError(f"Labels in {path} must be 0 to 9, but one is {labels.max()}. Fetch it again.")
-    return records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
+    if records[:, 0].max() > 9:
+        raise ValueError(
+            f"Labels of {name} in {path} must be 0 to 9, but one is {records[:, 0].max()}. Fetch it again."
+        )
+    return records
+
+
+def _decode(records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), records[:, 0].astype(np.int32)

@@ -15,6 +15,9 @@ from optax_unf.tasks.task import Params
 class CNNTask(Classification):
     """Two 3 x 3 convolutions with ReLU, the first with stride 2, then the mean over all places and a dense layer.
 
+    Images are padded by one pixel on every side. `padding="SAME"` of jax would pad images of even size on two sides
+    only where the stride is 2: the same network on mirrored images.
+
     Attributes:
       channels: of the two convolutions.
     """

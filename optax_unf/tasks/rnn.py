@@ -15,6 +15,9 @@ from optax_unf.tasks.task import Params
 class RNNTask(LanguageModel):
     """An embedding, one IRNN layer (Le et al. 2015, arXiv:1504.00941: ReLU, recurrence initially the identity), dense.
 
+    The identity adds up what is read, so that the first logits grow along the sequence: the loss at initialization is
+    about twice that of a guess, ln 256.
+
     Attributes:
       embedding: width of the embedding.
       hidden: width of the recurrent layer.

@@ -18,6 +18,8 @@ class Task(Protocol):
 
     They are traced by jax, so they must be pure. A task may also have an attribute `axes`: the permutation spec's
     tree of names for its parameters (see `optax_unf.make_spec`); without it every axis has a name of its own.
+    With a method `of_run(key)`, each inner run trains on the task that this gives for its key; see
+    `optax_unf.tasks.Rescaled`.
 
     Example:
       >>> import jax, jax.numpy as jnp

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 from optax_unf.tasks import files
@@ -47,11 +48,11 @@ def lm1b(data_dir: str | Path | None = None, *, shards: int = 1) -> Text:
     if root is None:
         return python_reference()
     found = {}
-    for folder, _, names in os.walk(root):
+    for folder, below, names in os.walk(root):
+        below.sort()  # os.walk goes on in this order
         for name in sorted(names):
-            if name == "input.txt" or name.startswith(("news.en", "1b_benchmark.")):
-                found.setdefault(name, Path(folder, name))
-    training = sorted(name for name in found if name.startswith("news.en-") and "-of-" in name)
+            found.setdefault(name, Path(folder, name))
+    training = sorted(filter(re.compile(r"news\.en-\d{5}-of-\d{5}").fullmatch, found))
     held_out = "news.en.heldout-00000-of-00050"
     if training and held_out in found:
         chosen = training[:shards]

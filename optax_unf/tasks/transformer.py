@@ -1,10 +1,12 @@
 """Language modelling by the decoder-only Transformer of the paper."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from optax_unf.tasks.language import LanguageModel
@@ -59,9 +61,13 @@ class TransformerTask(LanguageModel):
         for n in range(self.blocks):
             sizes |= {f"heads_{n}": self.heads, f"keys_{n}": size, f"values_{n}": size, f"hidden_{n}": 4 * self.width}
         paths, treedef = jax.tree.flatten_with_path(self.axes, is_leaf=lambda node: isinstance(node, tuple))
+        shapes = [tuple(sizes[name] for name in names) for _, names in paths]
+        # One draw for all leaves: a draw for each would take four times as long to compile.
+        ends = np.cumsum([math.prod(shape) for shape in shapes])
+        draws = jnp.split(jax.random.normal(key, (int(ends[-1]),)), ends[:-1])
         leaves = [
-            _fresh(k, path[-1].key, tuple(sizes[name] for name in names))
-            for k, (path, names) in zip(jax.random.split(key, len(paths)), paths, strict=True)
+            _fresh(path[-1].key, draw.reshape(shape))
+            for (path, _), shape, draw in zip(paths, shapes, draws, strict=True)
         ]
         return treedef.unflatten(leaves)
 
@@ -76,11 +82,11 @@ class TransformerTask(LanguageModel):
         return _norm(params["norm"], x) @ params["out"]["kernel"] + params["out"]["bias"]
 
 
-def _fresh(key: Array, name: str, shape: tuple[int, ...]) -> Array:
+def _fresh(name: str, draw: Array) -> Array:
     if name in ("scale", "bias"):
-        return jnp.full(shape, float(name == "scale"))
-    inputs = {"projection": shape[0] * shape[1], "embedding": shape[1], "positions": shape[1]}.get(name, shape[0])
-    return jax.random.normal(key, shape) / jnp.sqrt(inputs)
+        return jnp.full(draw.shape, float(name == "scale"))
+    inputs = {"projection": draw.shape[0] * draw.shape[1], "embedding": draw.shape[1], "positions": draw.shape[1]}
+    return draw / jnp.sqrt(inputs[name] if name in inputs else draw.shape[0])
 
 
 def _norm(layer: Params, x: Float[Array, "... width"]) -> Float[Array, "... width"]:

@@ -1,0 +1,91 @@
+"""Backpropagation through truncations of inner runs."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from optax_unf.meta.estimator import Metrics, check_truncation, select, staggered, start_runs
+from optax_unf.meta.inner import InnerProblem, Theta, unroll
+from optax_unf.meta.particles import map_particles
+
+
+class BackpropState(NamedTuple):
+    """The inner runs of `Backprop`.
+
+    Attributes:
+      runs: inner runs, `[runs, ...]`.
+      remaining: inner steps until each restarts, `[runs]`.
+    """
+
+    runs: Any
+    remaining: Int[Array, " runs"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Backprop:
+    """Backpropagation through the truncation, each inner step rematerialized.
+
+    Nearly free of noise, and biased towards what helps within the truncation: a warm start for PES. The objective is
+    the mean loss of the truncation; the gradient of each run is clipped before the mean is taken.
+
+    Attributes:
+      runs: inner runs.
+      truncation: inner steps per estimate.
+      clip_norm: the gradient of each run is scaled down to this norm.
+    """
+
+    runs: int = 16
+    truncation: int = 50
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.runs < 1:
+            raise ValueError(f"Backprop needs at least one inner run, but runs is {self.runs}.")
+
+    def check(self, horizon: int) -> None:
+        """See `Estimator.check`."""
+        check_truncation(self.truncation, horizon)
+
+    def inner_steps(self, horizon: int) -> int:
+        """See `Estimator.inner_steps`."""
+        del horizon
+        return self.runs * self.truncation
+
+    def init(self, problem: InnerProblem, horizon: int, theta: Theta, key: Array) -> BackpropState:
+        """See `Estimator.init`."""
+        self.check(horizon)
+        run_key, age_key = jax.random.split(key)
+        return BackpropState(
+            runs=start_runs(problem, theta, run_key, self.runs),
+            remaining=staggered(age_key, self.runs, self.truncation, horizon),
+        )
+
+    def estimate(
+        self, problem: InnerProblem, horizon: int, theta: Theta, state: BackpropState, key: Array
+    ) -> tuple[Theta, BackpropState, Metrics]:
+        """See `Estimator.estimate`."""
+
+        def outer_loss(theta: Theta, run: Any) -> tuple[Float[Array, ""], Any]:
+            run, losses = unroll(problem, theta, run, self.truncation, rematerialize=True)
+            return losses.mean(), run
+
+        def one(particle: tuple[Theta, Any]) -> tuple[Theta, Any, Array, Array]:
+            (loss, run), grad = jax.value_and_grad(outer_loss, has_aux=True)(*particle)
+            norm = optax.tree.norm(grad)
+            finite = jnp.isfinite(norm) & jnp.isfinite(loss)
+            scale = self.clip_norm / jnp.maximum(norm, self.clip_norm)
+            return jax.tree.map(lambda g: jnp.where(finite, g * scale, 0.0), grad), run, loss, finite
+
+        thetas = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.runs, *x.shape)), theta)
+        grads, runs, losses, finite = map_particles(one, (thetas, state.runs))
+        count = jnp.maximum(finite.sum(), 1)
+        remaining = state.remaining - self.truncation
+        ended = (remaining <= 0) | ~finite
+        fresh = start_runs(problem, theta, key, self.runs)
+        new = BackpropState(select(ended, fresh, runs), jnp.where(ended, horizon, remaining))
+        metrics = {"loss": jnp.where(finite, losses, 0.0).sum() / count, "diverged": (~finite).sum()}
+        return jax.tree.map(lambda g: g.sum(0) / count, grads), new, metrics

@@ -1,0 +1,92 @@
+"""The card of meta-weights: what they are and how they were made."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from optax_unf.meta.config import MetaTrainConfig
+from optax_unf.network import OptimizerConfig
+from optax_unf.tasks.task import Task
+
+_PACKAGES = ("optax-unf", "jax", "flax", "optax")
+
+
+def make_card(
+    tasks: Sequence[Task],
+    optimizer: OptimizerConfig,
+    config: MetaTrainConfig,
+    curve: Sequence[Mapping[str, float]],
+    *,
+    seconds: float,
+    start: str | None,
+    made: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The card, as JSON holds it; `save_weights(..., card=card)` writes it beside the weights.
+
+    Args:
+      tasks: what was meta-trained on.
+      optimizer: the architecture.
+      config: the settings.
+      curve: the evaluations, see `MetaTrainResult.curve`.
+      seconds: wall time of the run.
+      start: the weights that it began with, if not fresh ones.
+      made: see `provenance`.
+
+    Example:
+      >>> from optax_unf import tasks
+      >>> task = tasks.get("mlp-digits")
+      >>> made = provenance(["optax-unf", "meta-train"])
+      >>> card = make_card([task], OptimizerConfig(), MetaTrainConfig(), [], seconds=1.0, start=None, made=made)
+      >>> card["task"], card["outer_steps"], card["command"]
+      ('mlp-digits', 50000, 'optax-unf meta-train')
+    """
+    return {
+        "task": ", ".join(getattr(task, "name", type(task).__name__) for task in tasks),
+        "data": ", ".join(dict.fromkeys(getattr(task, "source", "") for task in tasks)),
+        "command": made["command"],
+        "commit": made["commit"],
+        "date": made["date"],
+        "start": start,
+        "outer_steps": config.steps,
+        "seconds": round(seconds),
+        "machine": made["machine"],
+        "versions": dict(made["versions"]),
+        "selection": f"lowest final training loss over {config.evaluate_runs} fresh inner runs",
+        "optimizer": dataclasses.asdict(optimizer),
+        "config": config.to_dict(),
+        "curve": [dict(record) for record in curve],
+    }
+
+
+def provenance(command: Sequence[str]) -> dict[str, Any]:
+    """How and where a result was made: command, commit (empty outside of a git checkout), date, machine, versions.
+
+    Args:
+      command: the program and its arguments.
+    """
+    return {
+        "command": shlex.join(command),
+        "commit": _commit(),
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{cpu_cores()} CPU cores, {platform.machine()}",
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+    }
+
+
+def cpu_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _commit() -> str:
+    try:
+        done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip()

@@ -1,0 +1,128 @@
+"""One outer step: a gradient estimate on every task, and Adam."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from optax_unf.meta.config import MetaTrainConfig, Stage
+from optax_unf.meta.estimator import Metrics
+from optax_unf.meta.inner import InnerProblem, Theta
+from optax_unf.meta.particles import particle_shardings, replicated_shardings
+
+Problems: TypeAlias = Mapping[str, InnerProblem]
+
+
+class TrainState(NamedTuple):
+    """Everything that the rest of a stage depends on.
+
+    Attributes:
+      theta: the meta-weights' arrays.
+      adam: state of the outer optimizer.
+      particles: state of the estimator, one for each task.
+      best_theta: the best meta-weights so far.
+      best_loss: their loss on fresh inner runs; infinite before the first evaluation.
+    """
+
+    theta: Theta
+    adam: Any
+    particles: tuple[Any, ...]
+    best_theta: Theta
+    best_loss: Float[Array, ""]
+
+
+def start_stage(
+    problems: Problems,
+    config: MetaTrainConfig,
+    key: Array,
+    number: int,
+    theta: Theta,
+    best: tuple[Theta, Array] | None = None,
+) -> TrainState:
+    """The state before the first outer step of a stage.
+
+    Args:
+      problems: the inner problem of each task, by its name.
+      config: settings of the run.
+      key: the run's key for outer steps.
+      number: of the stage.
+      theta: where to start.
+      best: the best meta-weights so far, and their loss.
+    """
+    stage = config.stages[number]
+    # Steps use keys 0, 1, ... of the stage; its particles start from a key that no step uses.
+    particle_key = jax.random.fold_in(jax.random.fold_in(key, number), stage.steps)
+
+    @jax.jit
+    def start(theta: Theta) -> tuple[Any, ...]:
+        return tuple(
+            stage.estimator.init(problem, config.horizon, theta, jax.random.fold_in(particle_key, n))
+            for n, problem in enumerate(problems.values())
+        )
+
+    # Copies, because the outer step donates its state.
+    theta = jax.tree.map(jnp.copy, theta)
+    best_theta, best_loss = best or (jax.tree.map(jnp.copy, theta), jnp.float32(jnp.inf))
+    return TrainState(theta, _adam(config, stage).init(theta), start(theta), best_theta, best_loss)
+
+
+def state_shardings(state: TrainState) -> TrainState:
+    """Where the arrays of a state live, from step to step: otherwise the second step would compile anew."""
+    return TrainState(*replicated_shardings(state))._replace(particles=particle_shardings(state.particles))
+
+
+def make_outer_step(
+    problems: Problems, config: MetaTrainConfig, number: int, shardings: TrainState
+) -> Callable[[TrainState, Array, int], tuple[TrainState, Metrics]]:
+    """The outer step of a stage as one jitted function, which donates its state.
+
+    Args:
+      problems: the inner problem of each task, by its name.
+      config: settings of the run.
+      number: of the stage.
+      shardings: of the state.
+
+    Returns:
+      A function of the state, the run's key for outer steps, and the number of the step in its stage. Its metrics are
+      those of the estimator, averaged over tasks (of several, also the `loss/TASK` of each), `grad_norm` and
+      `learning_rate`.
+    """
+    stage = config.stages[number]
+    adam = _adam(config, stage)
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
+    def outer_step(state: TrainState, key: Array, step: int) -> tuple[TrainState, Metrics]:
+        step_key = jax.random.fold_in(jax.random.fold_in(key, number), step)
+        grads, particles, metrics = zip(
+            *(
+                stage.estimator.estimate(problem, config.horizon, state.theta, own, jax.random.fold_in(step_key, n))
+                for n, (problem, own) in enumerate(zip(problems.values(), state.particles, strict=True))
+            ),
+            strict=True,
+        )
+        grad = _mean(grads)
+        updates, adam_state = adam.update(grad, state.adam, state.theta)
+        theta = optax.apply_updates(state.theta, updates)
+        reported = {
+            **_mean(metrics),
+            "diverged": sum(own["diverged"] for own in metrics),
+            "grad_norm": optax.tree.norm(grad),
+            "learning_rate": stage.rate()(step),
+        }
+        if len(problems) > 1:
+            reported |= {f"loss/{task}": own["loss"] for task, own in zip(problems, metrics, strict=True)}
+        return state._replace(theta=theta, adam=adam_state, particles=particles), reported
+
+    return outer_step
+
+
+def _adam(config: MetaTrainConfig, stage: Stage) -> optax.GradientTransformation:
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.adam(stage.rate()))
+
+
+def _mean(trees: tuple[Any, ...]) -> Any:
+    return jax.tree.map(lambda *xs: sum(xs) / len(xs), *trees)

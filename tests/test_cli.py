@@ -1,0 +1,206 @@
+"""The program optax-unf, as a user runs it."""
+
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import matplotlib.image
+import numpy as np
+import pytest
+
+from optax_unf import OptimizerConfig, load_card, load_weights, tasks
+from optax_unf.cli import main
+from optax_unf.meta import PES, MetaTrainConfig, Stage, meta_train
+from optax_unf.options import RunOptions, StageOptions, run_config
+
+ROOT = Path(__file__).parents[1]
+TINY = ("--task", "mlp-digits", "--optimizer", "sgdm", "--no-progress")
+STAGE = ("--steps", "3", "--pairs", "1", "--truncation", "2", "--learning-rate", "0.1")
+RUN = ("--horizon", "4", "--evaluate-every", "1", "--evaluate-runs", "2")
+CARD = {"task", "data", "command", "commit", "date", "start", "outer_steps", "seconds", "machine", "versions"}
+CARD |= {"selection", "optimizer", "config", "curve"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _started():
+    jax.devices()  # so that the program does not choose the number of devices of the other tests
+
+
+def values(printed):
+    """Numbers of lines `name value unit`."""
+    return {m[1]: float(m[2]) for m in re.finditer(r"^(\w+) (\S+) (?:nats|ms|s|steps|-)$", printed, re.MULTILINE)}
+
+
+def failure(capsys, *arguments):
+    """The message of a command that fails."""
+    with pytest.raises(SystemExit) as exit_info:
+        main(arguments)
+    assert exit_info.value.code != 0
+    return f"{exit_info.value.code} {capsys.readouterr()}"
+
+
+def test_list(capsys):
+    main(["list"])
+    printed = capsys.readouterr().out
+    assert re.search(r"mlp-fashion-mnist-unf +mlp-fashion-mnist +unf +1,130 +0\.35", printed)
+    assert set(tasks.names()) <= set(printed.split())
+    main(["list", "--describe", "--task", "mlp-digits"])
+    assert "3,466 in 6 leaves" in capsys.readouterr().out
+
+
+def test_meta_train_then_resume_and_repeat(tmp_path, capsys):
+    out, copy = tmp_path / "run", tmp_path / "saved" / "best.safetensors"
+    main(["meta-train", *TINY, *STAGE, *RUN, "--seed", "5", "--out", str(out), "--save", str(copy)])
+    config = MetaTrainConfig(
+        (Stage(PES(pairs=1, truncation=2), steps=3, learning_rate=0.1),), horizon=4, evaluate_every=1, evaluate_runs=2
+    )
+    truth = meta_train(OptimizerConfig(head="none"), tasks.get("mlp-digits"), config, jax.random.key(5), progress=False)
+    assert MetaTrainConfig.from_dict(json.loads((out / "config.json").read_text())) == config
+    for file in (out / "weights.safetensors", copy):
+        assert load_weights(file).theta == truth.weights.theta
+        card = load_card(file)
+        assert set(card) == CARD
+        assert (card["task"], card["outer_steps"], card["curve"]) == ("mlp-digits", 3, truth.curve)
+    assert matplotlib.image.imread(out / "curves.png").std() > 0.01
+    assert values(capsys.readouterr().out)["final_loss"] == pytest.approx(min(r["final_loss"] for r in truth.curve))
+
+    again = ["meta-train", *TINY, "--config", str(out / "config.json"), "--seed", "5"]
+    message = failure(capsys, *again, "--out", str(out))
+    assert "Continue it with --resume, or give a new folder" in message
+    main([*again, "--out", str(out), "--resume"])
+    main([*again, "--out", str(tmp_path / "other")])
+    assert load_weights(tmp_path / "other" / "weights.safetensors").theta == truth.weights.theta
+    message = failure(capsys, *again[:-1], "6", "--out", str(out), "--resume")
+    assert "other settings: its key" in message
+
+    (out / "curves.png").unlink()
+    main(["plot", str(out)])
+    assert (out / "curves.png").is_file()
+
+
+def test_meta_training_begins_with_other_weights(tmp_path):
+    start = "mlp-fashion-mnist-sgdm"
+    rate = ("--steps", "1", "--pairs", "1", "--truncation", "2", "--learning-rate", "1e-30")
+    main(["meta-train", *TINY, *rate, *RUN, "--out", str(tmp_path / "run"), "--start", start])
+    trained = load_weights(tmp_path / "run" / "weights.safetensors")
+    np.testing.assert_allclose(trained.alpha, load_weights(start).alpha)
+    assert load_card(tmp_path / "run" / "weights.safetensors")["start"] == start
+
+
+def test_the_defaults_are_those_of_the_paper():
+    config = run_config([tasks.get("mlp-digits")], "unf", StageOptions(), RunOptions())
+    assert config == MetaTrainConfig()
+    (stage,) = config.stages
+    assert (stage.steps, config.horizon, config.clip_norm) == (50_000, 2000, 1.0)
+    assert stage.estimator == PES(pairs=16, truncation=50, sigma=0.01, objective="final")
+
+
+@pytest.mark.parametrize("name", ["pes", "truncated-es", "nres", "full-es", "backprop"])
+def test_every_estimator_can_be_chosen(name):
+    estimator = StageOptions(estimator=name).stage().estimator
+    assert type(estimator).__name__.lower() == name.replace("-", "")
+    number = "runs" if name == "backprop" else "pairs"
+    assert getattr(StageOptions(estimator=name, **{number: 3}).stage().estimator, number) == 3
+
+
+def test_a_recipe_is_its_stages():
+    task = tasks.get("mlp-digits")
+    config = run_config([task], "unf", StageOptions(), RunOptions(horizon=1000), recipe="small")
+    assert len(config.stages) > 1
+    assert config.horizon == 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["meta-train", "--task", "mlp-nothing"], "The task must be one of mlp-digits"),
+        (["meta-train", "--task", "mlp-digits", "--optimizer", "adam"], "adam"),
+        (
+            ["meta-train", *TINY, "--estimator", "backprop", "--pairs", "3"],
+            "--runs, --truncation, but --pairs is given",
+        ),
+        (["meta-train", *TINY, "--recipe", "small", "--steps", "5"], "but --steps is given besides"),
+        (["meta-train", *TINY, "--config", "x.json", "--clip-norm", "5"], "but --clip-norm is given besides"),
+        (["meta-train", *TINY, "--truncation", "51"], "Shorten the truncation"),
+        (["meta-train", *TINY, "--devices", "64"], "before JAX has started"),
+    ],
+)
+def test_meta_training_that_cannot_be_is_refused(arguments, message, tmp_path, capsys):
+    assert message in failure(capsys, *arguments, "--out", str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "mlp-fashion-mnist-unf", "--task", "rnn-lm1b-small"], "fit only the weight space"),
+        (["evaluate", "no-such-weights", "--task", "mlp-digits"], "must be a file or one of"),
+        (["evaluate", "mlp-fashion-mnist-sgdm", "--task", "mlp-digits", "--seeds", "0"], "at least one seed"),
+        (["compare", "--task", "mlp-digits"], "There must be pretrained meta-weights for mlp-digits"),
+        (["plot"], "Give either the folder of a run"),
+        (["plot", "no-such-folder"], "a file metrics.jsonl, but no-such-folder has none"),
+        (["plot", "--results", "no-such-folder"], "must hold results of a comparison"),
+    ],
+)
+def test_other_commands_say_what_is_wrong(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in failure(capsys, *arguments)
+
+
+def test_evaluate_in_a_process_of_its_own_on_several_devices(capsys):
+    arguments = ["evaluate", "mlp-fashion-mnist-sgdm", "--task", "mlp-digits", "--seeds", "3", "--steps", "5"]
+    main(arguments)
+    here = values(capsys.readouterr().out)
+    command = [sys.executable, "-m", "optax_unf.cli", *arguments, "--devices", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=dict(os.environ))
+    assert done.returncode == 0, done.stderr
+    assert values(done.stdout) == pytest.approx(here, rel=1e-4)
+    assert set(here) == {"training_loss", "training_loss_error", "validation_loss", "validation_loss_error"}
+
+
+def test_compare_and_continue(tmp_path, capsys):
+    command = [
+        "compare",
+        "--task",
+        "mlp-digits",
+        "--weights",
+        "mlp-fashion-mnist-sgdm",
+        "--steps",
+        "60",
+        "--seeds",
+        "2",
+    ]
+    command += ["--out", str(tmp_path)]
+    main(command)
+    printed = capsys.readouterr().out
+    numbers = values(printed)
+    for name in ("sgdm_meta_trained", "adam", "adam_cosine", "adamw_cosine", "sgdm"):
+        assert numbers[f"{name}_training_loss"] < 2.4
+    assert numbers["adam_rate"] > 0
+    page = (tmp_path / "mlp-digits.md").read_text()
+    assert page in printed
+    assert len([line for line in page.splitlines() if line.startswith("| ")]) == 2 + 5
+    assert "weight decay 0.0001" in page
+    assert matplotlib.image.imread(tmp_path / "comparison.png").std() > 0.01
+
+    # Stopped before the last optimizer: all numbers but the times are the same.
+    record = json.loads((tmp_path / "mlp-digits.json").read_text())
+    before = record["results"]
+    (tmp_path / "mlp-digits.json").write_text(json.dumps(record | {"results": before[:-1]}))
+    main(command)
+    after = json.loads((tmp_path / "mlp-digits.json").read_text())["results"]
+    for result in (*before, *after):
+        del result["seconds_per_step"]
+    assert after == before
+
+
+def test_the_example_of_meta_training(capsys):
+    main_of_example = runpy.run_path(str(ROOT / "examples" / "meta_train.py"))["main"]
+    main_of_example.__globals__.update(OUTER_STEPS=2, HORIZON=20, TRUNCATION=5)
+    main_of_example()
+    assert re.search(r"final loss \d\.\d+ after 2 outer steps", capsys.readouterr().out)
