@@ -38,6 +38,6 @@ def test_the_state_is_sharded_like_the_parameters(found, case):
 @pytest.mark.parametrize("case", CASES)
 def test_no_leaf_is_gathered(found, case):
     assert found["gather"]["moved"] == 256 * 128
-    # Only averages of 8 channels over all axes but one travel, and the vectors, which are packed together: a 32nd of
-    # the smallest matrix.
-    assert found[case]["moved"] <= 512
+    # Only averages over all axes but one travel, and 8 channels of the vectors, which go through the trunk together: a
+    # 16th of the smallest matrix.
+    assert found[case]["moved"] <= 1024
