@@ -150,16 +150,28 @@ def whole_tied(
 ) -> Float[Array, "inputs outputs"]:
     """The matrix that takes the whole of a leaf to all that `mix_tied` makes of it."""
     kernel = _tied_kernels(matrix, leaves, heights[0], channels)
-    meeting = _meeting_of_whole(leaves, leaf)
-    role = role_of(contractions(leaves[leaf].names)[0][0])
+    return tied_rows(kernel, _meeting_of_whole(leaves, leaf), leaves, (leaf, 0))
+
+
+def tied_rows(
+    kernel: Callable[[str], Float[Array, "i o"]],
+    meeting: Meeting,
+    leaves: tuple[Tensor, ...],
+    departure: tuple[int, int],
+) -> Float[Array, "i outputs"]:
+    """The matrix from one departure to all arrivals of a meeting, put together from tied ones."""
+    leaf, k = departure
+    role = role_of(contractions(leaves[leaf].names)[k][0])
     sharing = len(_roles(meeting, leaves)[role])
     columns = []
     for target, expansion in meeting.arrivals:
-        column = kernel("all " + label_of(role, expansion)) / sharing
-        if target == leaf:
-            own = [label for label, k in _own(meeting, leaves, leaf, expansion) if k == 0]
-            column = sum((kernel("own " + label) for label in own), column)
-            column = column + kernel("entry") if expansion == _identity(leaves[leaf]) else column
+        label = label_of(role, expansion)
+        column = kernel("all " + label) / sharing
+        if target == leaf and not is_entry_or_mean(label):
+            column += kernel("own " + label)
+        elif target == leaf:
+            column = column + kernel("entry") if k == 0 else column
+            column = column + kernel("mean") if k == mean_index(leaves[leaf]) else column
         columns.append(column)
     return jnp.concatenate(columns, axis=1)
 
@@ -245,12 +257,6 @@ def _tied_kernels(
     other = float(np.sqrt((1.0 - _OWN_SHARE) / (height * most_terms(leaves))))
     entry = float(np.sqrt(_OWN_SHARE / height))
     return lambda name: matrix(name, np.full((height, channels), entry if name == "entry" else other))
-
-
-def _identity(tensor: Tensor) -> Expansion:
-    # The contraction that keeps all axes has them sorted by name; this puts them back in order.
-    keep_all = contractions(tensor.names)[0][0]
-    return Expansion(keep_all.blocks, keep_all.kept)
 
 
 def _roles(meeting: Meeting, leaves: tuple[Tensor, ...]) -> dict[Role, list[tuple[int, int]]]:
