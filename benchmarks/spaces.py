@@ -4,8 +4,10 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from optax_unf import Concat, make_spec
+from optax_unf import Concat, make_spec, tasks
+from optax_unf.tasks.images import Images
 
 
 def _space(axes, sizes):
@@ -57,49 +59,22 @@ def mlp(*widths):
 
 
 def cnn():
-    """The paper's convolutional network, spatial axes named as there."""
-    sizes = {"height": 3, "width": 3, "in": 3, "first": 16, "second": 32, "out": 10}
-    axes = {
-        "conv_1": {"kernel": ("height", "width", "in", "first"), "bias": ("first",)},
-        "conv_2": {"kernel": ("height", "width", "first", "second"), "bias": ("second",)},
-        "dense": {"kernel": ("second", "out"), "bias": ("out",)},
-    }
-    return _space(axes, sizes)
+    """The paper's convolutional network."""
+    images = Images(np.zeros((10, 8, 8, 3), np.float32), np.arange(10, dtype=np.int32))
+    return _of_task(tasks.CNNTask("cnn", images, images))
 
 
 def rnn():
     """The paper's recurrent language model of bytes: 74,000 parameters."""
-    sizes = {"byte": 256, "embedding": 64, "hidden": 128}
-    axes = {
-        "embedding": ("byte", "embedding"),
-        "input": ("embedding", "hidden"),
-        "recurrent": {"kernel": ("hidden", "hidden"), "bias": ("hidden",)},
-        "out": {"kernel": ("hidden", "byte"), "bias": ("byte",)},
-    }
-    return _space(axes, sizes)
+    text = np.zeros(64, np.uint8)
+    return _of_task(tasks.RNNTask("rnn", text, text, 256))
 
 
 def small_transformer(vocabulary=1408):
     """The paper's Transformer, 2 blocks of width 32, with a vocabulary that makes 116,000 parameters."""
-    sizes = {"token": vocabulary, "position": 8, "model": 32}
-    norm = {"scale": ("model",), "bias": ("model",)}
-    axes = {
-        "embedding": ("token", "model"),
-        "positions": ("position", "model"),
-        "norm": norm,
-        "out": {"kernel": ("model", "token"), "bias": ("token",)},
-    }
-    for block in range(2):
-        heads, qk, v, hidden = (f"{name}_{block}" for name in ("heads", "query_key", "value", "hidden"))
-        sizes |= {heads: 4, qk: 8, v: 8, hidden: 128}
-        axes[f"block_{block}"] = {
-            "norm_1": norm,
-            "query": ("model", heads, qk),
-            "key": ("model", heads, qk),
-            "value": ("model", heads, v),
-            "projection": (heads, v, "model"),
-            "norm_2": norm,
-            "up": {"kernel": ("model", hidden), "bias": (hidden,)},
-            "down": {"kernel": (hidden, "model"), "bias": ("model",)},
-        }
-    return _space(axes, sizes)
+    text = np.zeros(64, np.int32)
+    return _of_task(tasks.TransformerTask("transformer", text, text, vocabulary))
+
+
+def _of_task(task):
+    return tasks.task_spec(task), jax.eval_shape(task.init, jax.random.key(0))
