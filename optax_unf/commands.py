@@ -61,7 +61,7 @@ def meta_train(
     recipe: Literal["small"] | None = None,
     config: Path | None = None,
     coefficients: Literal["full", "tied"] = "full",
-    alpha: float = 0.1,
+    alpha: float | None = None,
     start: str | None = None,
     seed: int = 0,
     resume: bool = False,
@@ -87,7 +87,7 @@ def meta_train(
       recipe: Stages that go far on a small budget, in place of one stage.
       config: JSON file with all settings and stages, such as the config.json of another run.
       coefficients: Of a UNF head: full fits one architecture, tied fits any.
-      alpha: Initial step size.
+      alpha: Initial step size; by default that of --start, or 0.1.
       start: Meta-weights to begin with, by name or path: see optax_unf.transfer_weights.
       seed: Of all randomness.
       resume: Continue the run in OUT from its newest checkpoint, or begin if there is none. Give the same options.
@@ -108,12 +108,15 @@ def meta_train(
     if coordinator is not None:
         meta.distributed.initialize(coordinator, process_id, processes)
     loaded = [tasks.get(name, data_dir=data_dir) for name in task]
-    architecture = OptimizerConfig(head=_HEADS[optimizer], coefficients=coefficients, alpha=alpha)
+    architecture = OptimizerConfig(head=_HEADS[optimizer], coefficients=coefficients)
+    if alpha is not None:
+        architecture = dataclasses.replace(architecture, alpha=alpha)
     settings = run_config(loaded, architecture.head, stage, run, recipe=recipe, file=config)
     key = jax.random.key(seed)
     weights = None
     if start is not None:
-        weights = transfer_weights(load_weights(start), architecture, task_spec(loaded[0]), jax.random.fold_in(key, 1))
+        spec, key_head = task_spec(loaded[0]), jax.random.fold_in(key, 1)
+        weights = transfer_weights(load_weights(start), architecture, spec, key_head, alpha=alpha)
     out.mkdir(parents=True, exist_ok=True)
     if first:
         (out / "config.json").write_text(json.dumps(settings.to_dict(), indent=1) + "\n", encoding="utf-8")
