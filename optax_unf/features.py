@@ -1,9 +1,9 @@
 """The input channels of the learned update: weight, gradient, momenta, iteration number."""
 
-import itertools
 import math
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -60,8 +60,6 @@ def unpack(
     packed: Float[Array, "channels entries"], shapes: Sequence[tuple[int, ...]]
 ) -> list[Float[Array, "channels *shape"]]:
     """The inverse of `pack`."""
-    ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
-    return [
-        packed[:, end - math.prod(shape) : end].reshape(packed.shape[0], *shape)
-        for end, shape in zip(ends, shapes, strict=True)
-    ]
+    # A split and not slices: its gradient puts the parts together, that of slices adds them up.
+    parts = jax.lax.split(packed, [math.prod(shape) for shape in shapes], axis=1)
+    return [part.reshape(packed.shape[0], *shape) for part, shape in zip(parts, shapes, strict=True)]

@@ -70,7 +70,12 @@ class DeepSets(nn.Module):
 
 
 def _product(kernel: Float[Array, "i o"], x: Float[Array, "..."], channel_axis: ChannelAxis) -> Array:
-    return jnp.einsum("io,...i->...o" if channel_axis == -1 else "io,i...->o...", kernel.astype(x.dtype), x)
+    kernel = kernel.astype(x.dtype)
+    if channel_axis == -1:
+        return jnp.einsum("io,...i->...o", kernel, x)
+    if x.ndim == 2:
+        return jnp.einsum("io,i...->o...", kernel, x)
+    return jnp.einsum("oi,i...->o...", jax.lax.optimization_barrier(kernel.T), x)
 
 
 def _mean(x: Array, channel_axis: ChannelAxis) -> Array:
