@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from optax_unf.nn.layout import ChannelAxis, Features
+from optax_unf.nn.product import product
 
 
 class DeepSets(nn.Module):
@@ -70,12 +71,9 @@ class DeepSets(nn.Module):
 
 
 def _product(kernel: Float[Array, "i o"], x: Float[Array, "..."], channel_axis: ChannelAxis) -> Array:
-    kernel = kernel.astype(x.dtype)
-    if channel_axis == -1:
-        return jnp.einsum("io,...i->...o", kernel, x)
-    if x.ndim == 2:
-        return jnp.einsum("io,i...->o...", kernel, x)
-    return jnp.einsum("oi,i...->o...", jax.lax.optimization_barrier(kernel.T), x)
+    if channel_axis == 0:
+        return product(kernel, x)
+    return jnp.einsum("io,...i->...o", kernel.astype(x.dtype), x)
 
 
 def _mean(x: Array, channel_axis: ChannelAxis) -> Array:

@@ -22,6 +22,7 @@ from optax_unf.nn.meetings import (
     most_terms,
     role_of,
 )
+from optax_unf.nn.product import product
 
 # Outputs have unit variance at initialization. Half of it comes from the entry itself, so that it neither
 # vanishes for inputs with zero mean nor grows with the number of leaves.
@@ -174,11 +175,6 @@ def tied_rows(
             column = column + kernel("mean") if k == mean_index(leaves[leaf]) else column
         columns.append(column)
     return jnp.concatenate(columns, axis=1)
-
-
-def product(kernel: Float[Array, "i o"], x: Float[Array, "i *axes"]) -> Float[Array, "o *axes"]:
-    """The matrix applied to the channels of every entry."""
-    return jnp.einsum("io,i...->o...", kernel.astype(x.dtype), x)
 
 
 def _joint_product(

@@ -13,7 +13,8 @@ from jaxtyping import Array, Float
 
 from optax_unf.contract import Tensor, channels_to_positions, positions_to_channels, tensors
 from optax_unf.nn.layout import ChannelAxis, Features, channels_first, from_blocks, to_blocks, to_tree
-from optax_unf.nn.mix import normal, product, std
+from optax_unf.nn.mix import normal, std
+from optax_unf.nn.product import product
 from optax_unf.paths import show_path
 from optax_unf.spec import PermutationSpec
 
