@@ -20,7 +20,7 @@ from optax_unf.read_spec import make_spec
 from optax_unf.restrict import restrict
 from optax_unf.sharding import propagated
 from optax_unf.spec import PermutationSpec
-from optax_unf.stream import advance, mean_squares
+from optax_unf.stream import advance
 from optax_unf.weights import MetaWeights, check_fits, load_weights
 
 Weights: TypeAlias = MetaWeights | str | Path
@@ -218,8 +218,7 @@ def _direction(
     new, squares = [], {}
     for n, (leaf, param, grad, *old) in enumerate(zip(space.leaves, params, grads, *momenta, strict=True)):
         if goes_in_blocks(leaf, config, block_entries):
-            after = advance(old, grad, decays)
-            squares[n] = mean_squares([param, grad, *after[1:]], dtype)
+            after, squares[n] = advance(param, grad, old, decays)
         else:
             wide = grad.astype(dtype)
             after = _cast([d * m.astype(dtype) + (1.0 - d) * wide for d, m in zip(decays, old, strict=True)], old)

@@ -61,46 +61,46 @@ def tiles(sizes: tuple[int, ...], entries: int) -> Tiles:
 
 
 def advance(
-    momenta: Sequence[Float[Array, "*sizes"]], grad: Float[Array, "*sizes"], decays: Float[Array, " momenta"]
-) -> list[Float[Array, "*sizes"]]:
-    """The momenta of a leaf after one step.
+    param: Float[Array, "*sizes"],
+    grad: Float[Array, "*sizes"],
+    momenta: Sequence[Float[Array, "*sizes"]],
+    decays: Float[Array, " momenta"],
+) -> tuple[list[Float[Array, "*sizes"]], Float[Array, "channels 1"]]:
+    """The momenta of a leaf after one step, and the mean square of each of its input channels.
 
-    Row by row, so that the new ones take the place of the old ones.
+    Row by row: so the new momenta take the place of the old ones, each is read once, and the squares are not one chain
+    of additions but many in parallel.
 
     Args:
-      momenta: the old ones, whose dtype the new ones have.
+      param: the parameters.
       grad: the gradient.
+      momenta: the old ones, whose dtypes the new ones have.
       decays: of the momenta, in the dtype to compute in.
-    """
-    flat_grad, dtype = grad.reshape(-1), decays.dtype
-    rows = _Rows(grad.size)
 
-    def step(n: Int[Array, ""], old: list[Array]) -> list[Array]:
-        g = rows.read(flat_grad, n).astype(dtype)
+    Returns:
+      The new momenta, and the mean squares of parameters, gradient and all momenta but the first, as
+      `optax_unf.features.normalize` takes them.
+    """
+    dtype, rows = decays.dtype, _Rows(grad.size)
+    flat_param, flat_grad = param.reshape(-1), grad.reshape(-1)
+
+    def step(n: Int[Array, ""], carry: tuple[list[Array], Array]) -> tuple[list[Array], Array]:
+        old, total = carry
+        channels = [rows.read(x, n).astype(dtype) for x in (flat_param, flat_grad)]
         new = []
-        for decay, m in zip(decays, old, strict=True):
+        for k, m in enumerate(old):
             row = rows.read(m, n)
-            row = jnp.where(rows.new(n), (decay * row.astype(dtype) + (1.0 - decay) * g).astype(m.dtype), row)
+            moved = (decays[k] * row.astype(dtype) + (1.0 - decays[k]) * channels[1]).astype(m.dtype)
+            row = jnp.where(rows.new(n), moved, row)
             new.append(jax.lax.dynamic_update_slice(m, row, (rows.begin(n),)))
-        return new
+            if k:
+                # Read again: were the row used twice, the momentum would be copied at each step.
+                channels.append(rows.read(new[-1], n).astype(dtype))
+        return new, total + jnp.where(rows.new(n), jnp.square(bounded(jnp.stack(channels))), 0.0)
 
-    return [m.reshape(grad.shape) for m in jax.lax.fori_loop(0, rows.count, step, [m.reshape(-1) for m in momenta])]
-
-
-def mean_squares(xs: Sequence[Float[Array, "*sizes"]], dtype: jnp.dtype) -> Float[Array, "channels 1"]:
-    """The mean square of each channel of a leaf, as `optax_unf.features.normalize` takes it.
-
-    One sum over all entries would be a single chain of additions; row by row, many are added in parallel.
-    """
-    flat = [x.reshape(-1) for x in xs]
-    rows = _Rows(flat[0].size)
-
-    def step(n: Int[Array, ""], total: Float[Array, "channels row"]) -> Float[Array, "channels row"]:
-        x = jnp.stack([rows.read(x, n).astype(dtype) for x in flat])
-        return total + jnp.where(rows.new(n), jnp.square(bounded(x)), 0.0)
-
-    total = jax.lax.fori_loop(0, rows.count, step, jnp.zeros((len(flat), rows.length), dtype))
-    return total.sum(1, keepdims=True) / flat[0].size
+    start = [m.reshape(-1) for m in momenta], jnp.zeros((1 + len(momenta), rows.length), dtype)
+    new, total = jax.lax.fori_loop(0, rows.count, step, start)
+    return [m.reshape(grad.shape) for m in new], total.sum(1, keepdims=True) / grad.size
 
 
 @dataclasses.dataclass(frozen=True)

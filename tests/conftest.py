@@ -1,10 +1,14 @@
-"""Compiled programs are shared between tests: many compile the same one."""
+"""Tests compile much and compute little, so compilers optimize little, and tests share what they compile."""
 
 import jax
 import pytest
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _compilation_cache(tmp_path_factory):
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+def _compilation(tmp_path_factory, worker_id):
+    folder = tmp_path_factory.getbasetemp()
+    # The workers of pytest-xdist have folders of their own in one that is common to them.
+    common = folder if worker_id == "master" else folder.parent
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_compilation_cache_dir", str(common / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -72,7 +72,18 @@ def estimates() -> dict[str, np.ndarray]:
         grads, states, metrics = estimate(states, jax.random.key(step))
     runs = {name: getattr(state, "particles", state).runs["x"] for name, state in states.items()}
     found = distributed.fetch({"gradient": grads, "runs": runs, "loss": metrics})
-    return {f"{name} {part}": ravel_pytree(found[part][name])[0] for part in found for name in ESTIMATORS}
+    arrays = {f"{name} {part}": ravel_pytree(found[part][name])[0] for part in found for name in ESTIMATORS}
+    return arrays | {"gathers of pes": np.array(_gathers(problem, theta, states["pes"], shardings["pes"]))}
+
+
+def _gathers(problem: Descent, theta, state, shardings) -> int:
+    """How often the compiled program of PES gathers arrays: both runs of a pair should be on one device."""
+
+    @functools.partial(jax.jit, out_shardings=(None, shardings, None))
+    def estimate(state, key):
+        return ESTIMATORS["pes"].estimate(problem, 4, theta, state, key)
+
+    return estimate.lower(state, jax.random.key(0)).compile().as_text().count(" all-gather(")
 
 
 def run(out: Path) -> dict[str, np.ndarray]:

@@ -83,12 +83,14 @@ def test_meta_train_then_resume_and_repeat(tmp_path, capsys):
     assert (out / "curves.png").is_file()
 
 
-def test_meta_training_begins_with_other_weights(tmp_path):
+@pytest.mark.parametrize("alpha", [None, 0.03])
+def test_meta_training_begins_with_other_weights(tmp_path, alpha):
     start = "mlp-fashion-mnist-sgdm"
+    options = ["--start", start, *(["--alpha", str(alpha)] if alpha else [])]
     rate = ("--steps", "1", "--pairs", "1", "--truncation", "2", "--learning-rate", "1e-30")
-    main(["meta-train", *TINY, *rate, *RUN, "--out", str(tmp_path / "run"), "--start", start])
+    main(["meta-train", *TINY, *rate, *RUN, "--out", str(tmp_path / "run"), *options])
     trained = load_weights(tmp_path / "run" / "weights.safetensors")
-    np.testing.assert_allclose(trained.alpha, load_weights(start).alpha)
+    np.testing.assert_allclose(trained.alpha, alpha or load_weights(start).alpha, rtol=1e-6)
     assert load_card(tmp_path / "run" / "weights.safetensors")["start"] == start
 
 

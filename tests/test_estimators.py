@@ -203,7 +203,7 @@ def test_estimates_of_nres_over_a_run_average_to_that_of_the_whole_run(objective
     estimator = NRES(pairs=2, truncation=3, sigma=0.1, objective=objective, **EXACT)
     grads, states = whole_run(estimator, seed=3)
     start, eps = states[0].particles.runs, np.asarray(states[0].eps, np.float64)
-    x0, z = np.asarray(start.x, np.float64)[:2], np.asarray(start.noise, np.float64)[:2]
+    x0, z = np.asarray(start.x, np.float64)[::2], np.asarray(start.noise, np.float64)[::2]
     # Sums of z before step t, and the losses at all steps of both particles.
     sums = np.concatenate([np.zeros((2, 1)), np.cumsum(z, axis=1)[:, :-1]], axis=1)
     theta = np.asarray(THETA, np.float64)

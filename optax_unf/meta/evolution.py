@@ -109,7 +109,7 @@ class TruncatedES(_OnlineES):
             runs=select(
                 ended,
                 start_runs(problem, theta, run_key, self.pairs),
-                jax.tree.map(lambda x: x[: self.pairs], runs),
+                jax.tree.map(lambda x: x[::2], runs),
             ),
             remaining=jnp.where(ended, horizon, remaining),
         )
@@ -120,7 +120,7 @@ class Particles(NamedTuple):
     """Pairs of inner runs, each of which keeps a state of its own for the whole run.
 
     Attributes:
-      runs: inner runs, `[2 * pairs, ...]`: first all that take +eps, then all that take -eps.
+      runs: inner runs, `[2 * pairs, ...]`: of each pair the one that takes +eps, then the one that takes -eps.
       last_loss: the outer loss of the last truncation, `[2 * pairs]`; 0 at the start of a run.
       remaining: inner steps until the pair restarts, `[pairs]`.
     """
@@ -161,9 +161,10 @@ class _UnbiasedES(_OnlineES):
             value = (loss - particles.last_loss) * (horizon // self.truncation)
         remaining = particles.remaining - self.truncation
         ended = (remaining <= 0) | diverged
+        both = jnp.repeat(ended, 2)
         new = Particles(
-            runs=select(jnp.tile(ended, 2), twice(start_runs(problem, theta, key, self.pairs)), runs),
-            last_loss=jnp.where(jnp.tile(ended, 2), 0.0, loss),
+            runs=select(both, twice(start_runs(problem, theta, key, self.pairs)), runs),
+            last_loss=jnp.where(both, 0.0, loss),
             remaining=jnp.where(ended, horizon, remaining),
         )
         return self._gradient(direction, value), new, ended, pair_metrics(losses, diverged)
