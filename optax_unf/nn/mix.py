@@ -22,7 +22,7 @@ from optax_unf.nn.meetings import (
     most_terms,
     role_of,
 )
-from optax_unf.nn.product import product
+from optax_unf.nn.product import product, together
 
 # Outputs have unit variance at initialization. Half of it comes from the entry itself, so that it neither
 # vanishes for inputs with zero mean nor grows with the number of leaves.
@@ -188,7 +188,7 @@ def _joint_product(
     first = xs[0][1]
     inverse = tuple(first.index(axis) for axis in range(len(first)))
     same = [x if order == first else _by_signature(_by_signature(x, order), inverse) for x, order in xs]
-    return _by_signature(product(kernel, same[0] if len(same) == 1 else jnp.concatenate(same)), first)
+    return _by_signature(product(kernel, same[0] if len(same) == 1 else together(same)), first)
 
 
 def _by_signature(x: Float[Array, "c *kept"], order: tuple[int, ...]) -> Float[Array, "c *signature"]:

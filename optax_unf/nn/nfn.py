@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from optax_unf.contract import Tensor, channels_to_positions, positions_to_channels, tensors
 from optax_unf.nn.layout import ChannelAxis, Features, channels_first, from_blocks, to_blocks, to_tree
 from optax_unf.nn.mix import normal, std
-from optax_unf.nn.product import product
+from optax_unf.nn.product import product, together
 from optax_unf.paths import show_path
 from optax_unf.spec import PermutationSpec
 
@@ -110,7 +110,7 @@ class NFN(nn.Module):
 
         along = {(leaf, axis): _mean_but(xs[leaf], axis + 1) for layer in layers for leaf, axis in layer}
         everything = range(len(leaves))
-        whole = jnp.concatenate([_mean_but(along[leaf, 0], None) for leaf in everything])
+        whole = together([_mean_but(along[leaf, 0], None) for leaf in everything])
         y = product(matrix("network", everything, everything, lambda s, t: False), whole)
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (sum(widths),)).astype(y.dtype)
@@ -122,7 +122,7 @@ class NFN(nn.Module):
         for n, layer in enumerate(layers):
             members = [leaf for leaf, _ in layer]
             kernel = matrix(f"neurons_{n}", members, members, functools.partial(_is_entry, leaves=leaves))
-            y = product(kernel, jnp.concatenate([along[end] for end in layer]))
+            y = product(kernel, together([along[end] for end in layer]))
             for (leaf, axis), part in zip(layer, split(y, members), strict=True):
                 shape = [size if a == axis else 1 for a, size in enumerate(leaves[leaf].sizes)]
                 terms[leaf].append(part.reshape(widths[leaf], *shape))

@@ -1,4 +1,6 @@
-"""A matrix applied to the channels of every entry."""
+"""A matrix applied to the channels of every entry, and channels side by side for it."""
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,3 +15,12 @@ def product(kernel: Float[Array, "i o"], x: Float[Array, "i *axes"]) -> Float[Ar
     # Without the barrier, the CPU's compiler joins the transposition of the matrix's gradient to the product that makes
     # the gradient, and copies the entries in another order for it: that took four times as long.
     return jnp.einsum("oi,i...->o...", jax.lax.optimization_barrier(kernel.T), x)
+
+
+def together(xs: Sequence[Float[Array, "_ *kept"]]) -> Float[Array, "c *kept"]:
+    """Arrays side by side, for one product.
+
+    Without the barrier, the compiler makes a product with constant meta-weights a sum of products, and computes that
+    sum anew at every leaf that it arrives at: its work would grow with the square of the number of leaves.
+    """
+    return jax.lax.optimization_barrier(jnp.concatenate(xs))
