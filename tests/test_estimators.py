@@ -285,6 +285,22 @@ def test_diverged_runs_are_counted_restarted_and_do_not_poison_the_estimate(esti
     assert diverged > 0
 
 
+def test_backprop_leads_away_from_where_all_runs_diverge():
+    class Bowl(Drift):
+        """Gradient descent on x**2, which diverges at rates above 1."""
+
+        def step(self, theta, run):
+            return run._replace(x=run.x - 2 * theta[0] * run.x, count=run.count + 1), run.x**2
+
+    estimator, theta = Backprop(runs=4, truncation=12, max_loss=1e3), jnp.array([3.0, 0.0])
+    state = estimator.init(Bowl(), 12, theta, jax.random.key(0))
+    for n in range(3):
+        grad, state, metrics = estimator.estimate(Bowl(), 12, theta, state, jax.random.key(n))
+        assert metrics["diverged"] == 4
+        assert np.isfinite(grad).all()
+        assert grad[0] > 0.1
+
+
 @pytest.mark.parametrize("kind", [PES, NRES, TruncatedES, FullES])
 def test_losses_count_as_at_most_the_largest(kind):
     class Step(Drift):

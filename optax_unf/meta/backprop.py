@@ -32,15 +32,20 @@ class Backprop:
     Nearly free of noise, and biased towards what helps within the truncation: a warm start for PES. The objective is
     the mean loss of the truncation; the gradient of each run is clipped before the mean is taken.
 
+    A run whose loss rises above `max_loss` takes no further steps, and restarts. Its gradient counts, because it leads
+    away from there; left out, meta-weights with which all runs diverge would have none.
+
     Attributes:
       runs: inner runs.
       truncation: inner steps per estimate.
       clip_norm: the gradient of each run is scaled down to this norm.
+      max_loss: where the loss is larger or not finite, the run has diverged.
     """
 
     runs: int = 16
     truncation: int = 50
     clip_norm: float = 1.0
+    max_loss: float = 30.0
 
     def __post_init__(self) -> None:
         if self.runs < 1:
@@ -68,24 +73,39 @@ class Backprop:
         self, problem: InnerProblem, horizon: int, theta: Theta, state: BackpropState, key: Array
     ) -> tuple[Theta, BackpropState, Metrics]:
         """See `Estimator.estimate`."""
+        stopping = _Stopping(problem, self.max_loss)
 
-        def outer_loss(theta: Theta, run: Any) -> tuple[Float[Array, ""], Any]:
-            run, losses = unroll(problem, theta, run, self.truncation, rematerialize=True)
-            return losses.mean(), run
+        def outer_loss(theta: Theta, run: Any) -> tuple[Float[Array, ""], tuple[Any, Array]]:
+            run, losses = unroll(stopping, theta, run, self.truncation, rematerialize=True)
+            return losses.mean(), (run, (losses <= self.max_loss).all())
 
-        def one(particle: tuple[Theta, Any]) -> tuple[Theta, Any, Array, Array]:
-            (loss, run), grad = jax.value_and_grad(outer_loss, has_aux=True)(*particle)
+        def one(particle: tuple[Theta, Any]) -> tuple[Theta, Any, Array, Array, Array]:
+            (loss, (run, held)), grad = jax.value_and_grad(outer_loss, has_aux=True)(*particle)
             norm = optax.tree.norm(grad)
             finite = jnp.isfinite(norm) & jnp.isfinite(loss)
             scale = self.clip_norm / jnp.maximum(norm, self.clip_norm)
-            return jax.tree.map(lambda g: jnp.where(finite, g * scale, 0.0), grad), run, loss, finite
+            return jax.tree.map(lambda g: jnp.where(finite, g * scale, 0.0), grad), run, loss, finite, held
 
         thetas = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.runs, *x.shape)), theta)
-        grads, runs, losses, finite = map_particles(one, (thetas, state.runs))
-        count = jnp.maximum(finite.sum(), 1)
+        grads, runs, losses, finite, held = map_particles(one, (thetas, state.runs))
+        count, diverged = jnp.maximum(finite.sum(), 1), ~(finite & held)
         remaining = state.remaining - self.truncation
-        ended = (remaining <= 0) | ~finite
+        ended = (remaining <= 0) | diverged
         fresh = start_runs(problem, theta, key, self.runs)
         new = BackpropState(select(ended, fresh, runs), jnp.where(ended, horizon, remaining))
-        metrics = {"loss": jnp.where(finite, losses, 0.0).sum() / count, "diverged": (~finite).sum()}
+        metrics = {"loss": jnp.where(finite, losses, 0.0).sum() / count, "diverged": diverged.sum()}
         return jax.tree.map(lambda g: g.sum(0) / count, grads), new, metrics
+
+
+class _Stopping(NamedTuple):
+    """An inner problem whose runs take no step from where their loss is too large."""
+
+    problem: InnerProblem
+    max_loss: float
+
+    def start(self, theta: Theta, key: Array) -> Any:
+        return self.problem.start(theta, key)
+
+    def step(self, theta: Theta, run: Any) -> tuple[Any, Float[Array, ""]]:
+        new, loss = self.problem.step(theta, run)
+        return jax.tree.map(lambda x, y: jnp.where(loss <= self.max_loss, x, y), new, run), loss
