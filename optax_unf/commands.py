@@ -120,10 +120,10 @@ def meta_train(
     out.mkdir(parents=True, exist_ok=True)
     if first:
         (out / "config.json").write_text(json.dumps(settings.to_dict(), indent=1) + "\n", encoding="utf-8")
+    made = provenance(_command())  # before a long run: the checkout may change meanwhile
     result = meta.meta_train(architecture, loaded, settings, key, weights=weights, out=out, progress=progress)
     if not first:
         return
-    made = provenance(_command())
     card = make_card(loaded, architecture, settings, result.curve, seconds=result.seconds, start=start, made=made)
     save_weights(out / "weights.safetensors", result.weights, card=card)
     plot_run(out).savefig(out / "curves.png")
