@@ -1,5 +1,7 @@
 """Tests compile much and compute little, so compilers optimize little, and tests share what they compile."""
 
+import os
+
 import jax
 import pytest
 
@@ -10,5 +12,7 @@ def _compilation(tmp_path_factory, worker_id):
     # The workers of pytest-xdist have folders of their own in one that is common to them.
     common = folder if worker_id == "master" else folder.parent
     jax.config.update("jax_disable_most_optimizations", True)
+    # For processes that tests start: programs optimized in another way round in another way.
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     jax.config.update("jax_compilation_cache_dir", str(common / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
