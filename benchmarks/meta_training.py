@@ -61,11 +61,11 @@ def seconds_of_parts(problem, theta, particles, length):
 
         return jax.lax.scan(step, (run.params, run.optimizer), length=length)[0]
 
+    inputs = jax.device_put((thetas, runs), particle_shardings((thetas, runs)))
     total = 0.0
     for part in (gradients, updates):
-        inputs = jax.device_put((thetas, runs), particle_shardings((thetas, runs)))
-        compiled = jax.jit(lambda inputs, part=part: map_particles(part, inputs)).lower(inputs).compile()
-        total += seconds(lambda _, compiled=compiled, inputs=inputs: compiled(inputs))
+        compiled = jax.jit(functools.partial(map_particles, part)).lower(inputs).compile()
+        total += seconds(lambda _, compiled=compiled: compiled(inputs))
     return total
 
 

@@ -1,7 +1,9 @@
-"""The outer loop: it learns, on one task or several. On other numbers of devices: test_distributed.py."""
+"""The outer loop: it learns, on one task or several, and does not depend on the number of devices."""
 
 import functools
 import json
+import subprocess
+import sys
 from typing import ClassVar
 
 import jax
@@ -208,6 +210,49 @@ def test_tasks_of_other_weight_spaces_need_an_architecture_that_fits_any():
         meta_train(SMALL, [Regression(), Deep()], TWO_STAGES, jax.random.key(0))
     with pytest.raises(ValueError, match="at least one task"):
         meta_train(SMALL, [], TWO_STAGES, jax.random.key(0))
+
+
+_ON_DEVICES = """
+import sys
+from typing import ClassVar
+import jax
+jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
+import json
+import numpy as np
+sys.path.insert(0, sys.argv[2])
+from test_meta_train import SMALL, TWO_STAGES, Regression
+from optax_unf.meta import learned_training
+from optax_unf import init_weights
+from optax_unf.tasks import task_spec
+problem = learned_training(SMALL, Regression())
+theta = init_weights(SMALL, task_spec(Regression()), jax.random.key(3)).theta
+out = []
+for stage in TWO_STAGES.stages:
+    estimator = stage.estimator
+    state = jax.jit(lambda: estimator.init(problem, 20, theta, jax.random.key(1)))()
+    step = jax.jit(lambda s, k: estimator.estimate(problem, 20, theta, s, k))
+    for n in range(3):
+        grad, state, _ = step(state, jax.random.key(n))
+        out += [np.asarray(x).ravel().tolist() for x in jax.tree.leaves(grad)]
+print(json.dumps(out))
+"""
+
+
+def test_gradients_do_not_depend_on_the_number_of_devices(request):
+    folder = str(request.path.parent)
+    one, four = (
+        [
+            np.array(x)
+            for x in json.loads(
+                subprocess.run(
+                    [sys.executable, "-c", _ON_DEVICES, str(n), folder], check=True, capture_output=True, text=True
+                ).stdout
+            )
+        ]
+        for n in (1, 4)
+    )
+    for a, b in zip(one, four, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * (1 + np.abs(a).max()))
 
 
 def test_theta_may_be_a_learning_rate():

@@ -119,5 +119,7 @@ def test_every_pretrained_file_has_a_card(name):
     card = load_card(name)
     assert {"task", "config", "optimizer", "outer_steps", "curve", "date", "versions", "command"} <= set(card)
     assert card["command"].startswith(("python ", "optax-unf "))
-    # Not that the last is better than the first: some set out from weights that are good already.
-    assert np.isfinite(min(record["final_loss"] for record in card["curve"]))
+    losses = [record["final_loss"] for record in card["curve"]]
+    assert np.isfinite(min(losses))
+    # Two evaluations, of a run that set out from good weights or scalars, need not show progress.
+    assert len(losses) <= 2 or min(losses) < losses[0]

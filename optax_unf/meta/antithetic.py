@@ -55,7 +55,7 @@ class AntitheticES:
         self, problem: InnerProblem, theta: Theta, eps: Theta, runs: Any, length: int
     ) -> tuple[Any, Float[Array, "particles length"], Bool[Array, " pairs"]]:
         """The runs of theta + eps and theta - eps in turn, `length` steps on; losses; which pairs diverged."""
-        thetas = jax.tree.map(lambda x, e: side_by_side(x + e, x - e), theta, eps)
+        thetas = jax.tree.map(lambda x, e: _side_by_side(x + e, x - e), theta, eps)
         runs, losses = map_particles(lambda particle: unroll(problem, *particle, length), (thetas, runs))
         finite = jnp.isfinite(losses)
         losses = jnp.where(finite, losses, self.max_loss).clip(max=self.max_loss)
@@ -69,14 +69,14 @@ class AntitheticES:
         return jax.tree.map(lambda x: jnp.tensordot(slope, x, 1) / self.pairs, direction)
 
 
-def side_by_side(plus: Float[Array, "pairs *shape"], minus: Float[Array, "pairs *shape"]) -> Array:
+def _side_by_side(plus: Float[Array, "pairs *shape"], minus: Float[Array, "pairs *shape"]) -> Array:
     """The particles `[2 * pairs, *shape]` in turn: devices that part them evenly hold whole pairs."""
     return jnp.stack([plus, minus], axis=1).reshape(-1, *plus.shape[1:])
 
 
 def twice(runs: Any) -> Any:
     """The same runs for both particles of each pair."""
-    return jax.tree.map(lambda x: side_by_side(x, x), runs)
+    return jax.tree.map(lambda x: _side_by_side(x, x), runs)
 
 
 def pair_metrics(losses: Float[Array, "particles length"], diverged: Bool[Array, " pairs"]) -> Metrics:
