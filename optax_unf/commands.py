@@ -63,6 +63,7 @@ def meta_train(
     coefficients: Literal["full", "tied"] = "full",
     alpha: float | None = None,
     start: str | None = None,
+    learned: float = 1.0,
     seed: int = 0,
     resume: bool = False,
     save: Path | None = None,
@@ -89,6 +90,7 @@ def meta_train(
       coefficients: Of a UNF head: full fits one architecture, tied fits any.
       alpha: Initial step size; by default that of --start, or 0.1.
       start: Meta-weights to begin with, by name or path: see optax_unf.transfer_weights.
+      learned: Factor of the learned part of the step of --start.
       seed: Of all randomness.
       resume: Continue the run in OUT from its newest checkpoint, or begin if there is none. Give the same options.
       save: Another file for the best meta-weights and their card, such as NAME.safetensors.
@@ -104,6 +106,8 @@ def meta_train(
     first = process_id == 0
     if first and not resume and any((out / name).exists() for name in ("config.json", "checkpoints", "metrics.jsonl")):
         raise ValueError(f"{out} must not hold a run, but does. Continue it with --resume, or give a new folder.")
+    if learned != 1.0 and start is None:
+        raise ValueError(f"--learned changes the weights of --start, but --learned is {learned} and there is no --start.")
     _start_devices(devices)
     if coordinator is not None:
         meta.distributed.initialize(coordinator, process_id, processes)
@@ -116,7 +120,7 @@ def meta_train(
     weights = None
     if start is not None:
         spec, key_head = task_spec(loaded[0]), jax.random.fold_in(key, 1)
-        weights = transfer_weights(load_weights(start), architecture, spec, key_head, alpha=alpha)
+        weights = transfer_weights(load_weights(start), architecture, spec, key_head, alpha=alpha, learned=learned)
     out.mkdir(parents=True, exist_ok=True)
     if first:
         (out / "config.json").write_text(json.dumps(settings.to_dict(), indent=1) + "\n", encoding="utf-8")

@@ -29,6 +29,8 @@ class StageOptions:
       learning_rate: Of the outer Adam, at its peak.
       schedule: Of the outer learning rate.
       warmup: Outer steps over which the rate rises from zero.
+      scalar_rate: Peak for log alpha, logit gamma_0 and log beta; by default beta itself is trained, and all at the
+        one rate.
     """
 
     steps: int = 50_000
@@ -41,6 +43,7 @@ class StageOptions:
     learning_rate: float = 1e-4
     schedule: Literal["constant", "cosine"] = "constant"
     warmup: int = 0
+    scalar_rate: float | None = None
 
     def stage(self) -> Stage:
         """The stage that the options describe."""
@@ -51,7 +54,9 @@ class StageOptions:
                 f"The options of {self.estimator} are {_flags(sorted(known))}, but {_flags(sorted(ignored))} is given."
             )
         settings = {name: getattr(self, name) for name in known}
-        return Stage(estimator(**settings), self.steps, self.learning_rate, self.schedule, self.warmup)
+        return Stage(
+            estimator(**settings), self.steps, self.learning_rate, self.schedule, self.warmup, self.scalar_rate
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,13 @@ from optax_unf.weights import MetaWeights, init_weights
 
 
 def transfer_weights(
-    weights: MetaWeights, config: OptimizerConfig, spec: PermutationSpec, key: Array, *, alpha: float | None = None
+    weights: MetaWeights,
+    config: OptimizerConfig,
+    spec: PermutationSpec,
+    key: Array,
+    *,
+    alpha: float | None = None,
+    learned: float = 1.0,
 ) -> MetaWeights:
     """Weights that begin where others ended: meta-training from them is shorter than from fresh ones.
 
@@ -27,9 +33,10 @@ def transfer_weights(
       alpha: the step size to begin with; by default that of the weights. Beta then changes by the opposite factor, so
         that the learned part of the step stays: a smaller alpha is for networks whose gradients explode at times, which
         the nominal part follows and the learned one does not.
+      learned: factor of the learned part of the step.
 
     Raises:
-      ValueError: the trunks differ.
+      ValueError: the trunks differ, or alpha is not positive.
 
     Example:
       >>> import jax
@@ -40,6 +47,8 @@ def transfer_weights(
       >>> transfer_weights(tied, OptimizerConfig(), spec, jax.random.key(0)).config.coefficients
       'full'
     """
+    if alpha is not None and not alpha > 0:
+        raise ValueError(f"alpha must be positive, but is {alpha}.")
     fresh = init_weights(config, spec, key)
     theta = fresh.theta | {name: weights.theta[name] for name in ("log_alpha", "logit_gamma_0")}
     if "network" in fresh.theta and "network" in weights.theta:
@@ -59,6 +68,8 @@ def transfer_weights(
         if "beta" in theta:
             theta["beta"] = theta["beta"] * jnp.exp(theta["log_alpha"]) / alpha
         theta["log_alpha"] = jnp.log(jnp.float32(alpha))
+    if "beta" in theta:
+        theta["beta"] = theta["beta"] * learned
     return dataclasses.replace(fresh, theta=theta)
 
 

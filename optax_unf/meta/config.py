@@ -24,6 +24,8 @@ class Stage:
       learning_rate: of the outer Adam, at its peak.
       schedule: `"constant"`, or `"cosine"` down to zero at the end of the stage.
       warmup: outer steps over which the rate rises linearly from zero.
+      scalar_rate: the peak for log alpha, logit gamma_0 and log beta. By default beta itself is trained, and all of
+        them at `learning_rate`: right for fresh weights, whose beta has to grow by far.
     """
 
     estimator: PES | NRES | FullES | TruncatedES | Backprop
@@ -31,29 +33,26 @@ class Stage:
     learning_rate: float
     schedule: Literal["constant", "cosine"] = "constant"
     warmup: int = 0
+    scalar_rate: float | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not 0 <= self.warmup < self.steps:
             raise ValueError(
                 f"A stage needs at least one outer step, and fewer of warm-up, but has {self.steps} and {self.warmup}."
             )
-        if not self.learning_rate > 0:
-            raise ValueError(f"The outer learning rate must be positive, but is {self.learning_rate}.")
+        for rate in (self.learning_rate, self.scalar_rate):
+            if rate is not None and not rate > 0:
+                raise ValueError(f"The outer learning rates must be positive, but one is {rate}.")
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"schedule must be 'constant' or 'cosine', but is {self.schedule!r}.")
 
-    def rate(self) -> optax.Schedule:
-        """The outer learning rate at each step of the stage."""
+    def rate(self, peak: float | None = None) -> optax.Schedule:
+        """A rate at each step of the stage, as its schedule wants it: `learning_rate`, or one with another peak."""
+        peak = self.learning_rate if peak is None else peak
         if self.schedule == "cosine":
-            return optax.warmup_cosine_decay_schedule(
-                0.0 if self.warmup else self.learning_rate, self.learning_rate, self.warmup, self.steps
-            )
+            return optax.warmup_cosine_decay_schedule(0.0 if self.warmup else peak, peak, self.warmup, self.steps)
         return optax.join_schedules(
-            [
-                optax.linear_schedule(0.0, self.learning_rate, self.warmup),
-                optax.constant_schedule(self.learning_rate),
-            ],
-            [self.warmup],
+            [optax.linear_schedule(0.0, peak, self.warmup), optax.constant_schedule(peak)], [self.warmup]
         )
 
 

@@ -13,6 +13,7 @@ from optax_unf.meta.config import MetaTrainConfig, Stage
 from optax_unf.meta.estimator import Metrics
 from optax_unf.meta.inner import InnerProblem, Theta
 from optax_unf.meta.particles import particle_shardings, replicated_shardings
+from optax_unf.meta.scalars import Decoding, decode, encode, two_rates, with_positive_beta
 
 Problems: TypeAlias = Mapping[str, InnerProblem]
 
@@ -66,6 +67,8 @@ def start_stage(
 
     # Copies, because the outer step donates its state.
     theta = jax.tree.map(jnp.copy, theta)
+    if stage.scalar_rate is not None:
+        theta = with_positive_beta(theta)
     best_theta, best_loss = best or (jax.tree.map(jnp.copy, theta), jnp.float32(jnp.inf))
     return TrainState(theta, _adam(config, stage).init(theta), start(theta), best_theta, best_loss)
 
@@ -93,20 +96,24 @@ def make_outer_step(
     """
     stage = config.stages[number]
     adam = _adam(config, stage)
+    apart = stage.scalar_rate is not None
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
     def outer_step(state: TrainState, key: Array, step: int) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(jax.random.fold_in(key, number), step)
+        theta = encode(state.theta) if apart else state.theta
         grads, particles, metrics = zip(
             *(
-                stage.estimator.estimate(problem, config.horizon, state.theta, own, jax.random.fold_in(step_key, n))
+                stage.estimator.estimate(
+                    Decoding(problem) if apart else problem, config.horizon, theta, own, jax.random.fold_in(step_key, n)
+                )
                 for n, (problem, own) in enumerate(zip(problems.values(), state.particles, strict=True))
             ),
             strict=True,
         )
         grad = _mean(grads)
-        updates, adam_state = adam.update(grad, state.adam, state.theta)
-        theta = optax.apply_updates(state.theta, updates)
+        updates, adam_state = adam.update(grad, state.adam, theta)
+        theta = optax.apply_updates(theta, updates)
         reported = {
             **_mean(metrics),
             "diverged": sum(own["diverged"] for own in metrics),
@@ -115,13 +122,15 @@ def make_outer_step(
         }
         if len(problems) > 1:
             reported |= {f"loss/{task}": own["loss"] for task, own in zip(problems, metrics, strict=True)}
-        return state._replace(theta=theta, adam=adam_state, particles=particles), reported
+        return state._replace(theta=decode(theta) if apart else theta, adam=adam_state, particles=particles), reported
 
     return outer_step
 
 
 def _adam(config: MetaTrainConfig, stage: Stage) -> optax.GradientTransformation:
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.adam(stage.rate()))
+    rate = stage.rate()
+    adam = optax.adam(rate) if stage.scalar_rate is None else two_rates(rate, stage.rate(stage.scalar_rate))
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
 
 
 def _mean(trees: tuple[Any, ...]) -> Any:
