@@ -107,7 +107,7 @@ def meta_train(
     if first and not resume and any((out / name).exists() for name in ("config.json", "checkpoints", "metrics.jsonl")):
         raise ValueError(f"{out} must not hold a run, but does. Continue it with --resume, or give a new folder.")
     if learned != 1.0 and start is None:
-        raise ValueError(f"--learned changes the weights of --start, but --learned is {learned} and there is no --start.")
+        raise ValueError(f"--learned changes the weights of --start, but is {learned} without --start.")
     _start_devices(devices)
     if coordinator is not None:
         meta.distributed.initialize(coordinator, process_id, processes)
