@@ -31,7 +31,7 @@ class Quadratic:
 CONFIG = MetaTrainConfig(
     (
         Stage(Backprop(runs=2, truncation=5), steps=30, learning_rate=1e-2, schedule="cosine", warmup=2),
-        Stage(PES(pairs=2, truncation=10), steps=30, learning_rate=1e-3),
+        Stage(PES(pairs=2, truncation=10), steps=30, learning_rate=1e-3, scalar_rate=1e-2),
     ),
     horizon=20,
     evaluate_every=7,

@@ -74,7 +74,7 @@ def test_core_dependencies_are_few(wheel):
         lines = archive.read(metadata).decode().splitlines()
     required = [line.removeprefix("Requires-Dist: ") for line in lines if line.startswith("Requires-Dist: ")]
     core = {requirement.split(">=")[0] for requirement in required if "extra ==" not in requirement}
-    assert core == {"chex", "flax", "jax", "jaxtyping", "numpy", "optax", "safetensors"}
+    assert core == {"flax", "jax", "jaxtyping", "numpy", "optax", "safetensors"}
     extras = {line.removeprefix("Provides-Extra: ") for line in lines if line.startswith("Provides-Extra: ")}
     assert {"demo", "meta", "test", "dev"} <= extras
 

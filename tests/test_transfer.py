@@ -64,3 +64,15 @@ def test_another_step_size_leaves_the_learned_part_of_the_step():
     new = transfer_weights(old, old.config, SPEC, KEY, alpha=0.01)
     np.testing.assert_allclose(new.alpha, 0.01, rtol=1e-6)
     np.testing.assert_allclose(new.alpha * new.theta["beta"], old.alpha * old.theta["beta"], rtol=1e-5)
+
+
+def test_less_of_the_learned_part_of_the_step():
+    old = load_weights("mlp-fashion-mnist-deepsets")
+    new = transfer_weights(old, old.config, SPEC, KEY, alpha=0.5, learned=0.2)
+    np.testing.assert_allclose(new.alpha * new.theta["beta"], 0.2 * old.alpha * old.theta["beta"], rtol=1e-5)
+
+
+def test_a_step_size_below_zero():
+    old = load_weights("mlp-fashion-mnist-deepsets")
+    with pytest.raises(ValueError, match=r"alpha must be positive, but is -0\.1"):
+        transfer_weights(old, old.config, SPEC, KEY, alpha=-0.1)

@@ -1,0 +1,68 @@
+"""The scalars of Eq. 31 at a rate of their own."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from resumable_run import Quadratic
+
+from optax_unf import OptimizerConfig, init_weights
+from optax_unf.meta import PES, Backprop, MetaTrainConfig, Stage, learned_training, meta_train, training_losses
+from optax_unf.meta.scalars import decode, encode, with_positive_beta
+from optax_unf.tasks import task_spec
+
+KEY = jax.random.key(0)
+SMALL = OptimizerConfig(hidden_channels=4, hidden_layers=1)
+SGDM = OptimizerConfig(head="none")
+
+
+def theta_with(beta):
+    return init_weights(SMALL, task_spec(Quadratic()), KEY).theta | {"beta": jnp.float32(beta)}
+
+
+@pytest.mark.parametrize("beta", [0.5, -0.5])
+def test_beta_above_zero_in_the_same_optimizer(beta):
+    theta = theta_with(beta)
+    losses = [
+        jax.jit(
+            lambda theta: training_losses(learned_training(SMALL, Quadratic()), theta, jax.random.split(KEY, 2), 9)
+        )(x)
+        for x in (theta, with_positive_beta(theta), decode(encode(with_positive_beta(theta))))
+    ]
+    assert with_positive_beta(theta)["beta"] == 0.5
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
+    np.testing.assert_allclose(losses[2], losses[0], rtol=1e-4)
+
+
+def test_sgd_with_momentum_has_no_beta():
+    theta = init_weights(SGDM, task_spec(Quadratic()), KEY).theta
+    for same in (with_positive_beta(theta), encode(theta), decode(theta)):
+        chex.assert_trees_all_equal(same, theta)
+
+
+@pytest.mark.parametrize("estimator", [Backprop(runs=2, truncation=5), PES(pairs=2, truncation=5)])
+@pytest.mark.parametrize("beta", [0.02, -0.02])
+def test_the_first_step_goes_as_far_as_each_rate(estimator, beta):
+    # Adam's first step has the size of its rate in every coordinate with a gradient.
+    stage = Stage(estimator, steps=1, learning_rate=1e-4, scalar_rate=0.1)
+    config = MetaTrainConfig((stage,), horizon=20, evaluate_runs=1)
+    start = init_weights(SMALL, task_spec(Quadratic()), KEY)
+    start = start.__class__(theta_with(beta), start.config, start.spec)
+    last = meta_train(SMALL, Quadratic(), config, KEY, weights=start, progress=False).last.theta
+    before = with_positive_beta(start.theta)
+    moved = [last["log_alpha"] - before["log_alpha"], last["logit_gamma_0"] - before["logit_gamma_0"]]
+    moved.append(jnp.log(last["beta"] / before["beta"]))
+    np.testing.assert_allclose(np.abs(moved), 0.1, rtol=1e-3)
+    network = optax.tree.sub(last["network"], before["network"])
+    assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(network)) == pytest.approx(1e-4, rel=1e-2)
+
+
+def test_sgd_with_momentum_has_the_rate_of_scalars():
+    config = MetaTrainConfig(
+        (Stage(Backprop(runs=2, truncation=5), 1, 1e-4, scalar_rate=0.1),), horizon=20, evaluate_runs=1
+    )
+    start = init_weights(SGDM, task_spec(Quadratic()), KEY)
+    last = meta_train(SGDM, Quadratic(), config, KEY, weights=start, progress=False).last
+    np.testing.assert_allclose(abs(jnp.log(last.alpha / start.alpha)), 0.1, rtol=1e-3)
