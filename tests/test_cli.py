@@ -94,6 +94,12 @@ def test_meta_training_begins_with_other_weights(tmp_path, alpha):
     assert load_card(tmp_path / "run" / "weights.safetensors")["start"] == start
 
 
+def test_the_learned_part_of_a_start_needs_a_start(capsys, tmp_path):
+    message = failure(capsys, "meta-train", *TINY, *RUN, "--out", str(tmp_path / "run"), "--learned", "0.2")
+    assert "--learned changes the weights of --start, but is 0.2 without --start" in message
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_defaults_are_those_of_the_paper():
     config = run_config([tasks.get("mlp-digits")], "unf", StageOptions(), RunOptions())
     assert config == MetaTrainConfig()
