@@ -42,8 +42,9 @@ def test_sgd_with_momentum_has_no_beta():
         chex.assert_trees_all_equal(same, theta)
 
 
-@pytest.mark.parametrize("estimator", [Backprop(runs=2, truncation=5), PES(pairs=2, truncation=5)])
-@pytest.mark.parametrize("beta", [0.02, -0.02])
+@pytest.mark.parametrize(
+    ("estimator", "beta"), [(Backprop(runs=2, truncation=5), -0.02), (PES(pairs=2, truncation=5), 0.02)]
+)
 def test_the_first_step_goes_as_far_as_each_rate(estimator, beta):
     # Adam's first step has the size of its rate in every coordinate with a gradient.
     stage = Stage(estimator, steps=1, learning_rate=1e-4, scalar_rate=0.1)
