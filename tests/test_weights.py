@@ -119,7 +119,6 @@ def test_every_pretrained_file_has_a_card(name):
     card = load_card(name)
     assert {"task", "config", "optimizer", "outer_steps", "curve", "date", "versions", "command"} <= set(card)
     assert card["command"].startswith(("python ", "optax-unf "))
-    losses = [record["final_loss"] for record in card["curve"]]
-    assert np.isfinite(min(losses))
-    # Two evaluations, of a run that set out from good weights or scalars, need not show progress.
-    assert len(losses) <= 2 or min(losses) < losses[0]
+    # The weights are those of the best evaluation, at which they trained networks.
+    best = min(card["curve"], key=lambda record: record["final_loss"])
+    assert best["final_loss"] < best["loss_at_100"]
