@@ -15,7 +15,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # One colour for an optimizer in all panels: learned ones first, as everybody looks for them.
-_COLOURS = ("UNF", "Deep Sets", "NFN", "SGDM, meta-trained", "Adam", "Adam, cosine", "AdamW, cosine", "SGDM")
+_COLOURS = (
+    "UNF",
+    "Deep Sets",
+    "NFN",
+    "SGDM, meta-trained",
+    "Adam",
+    "Adam, cosine",
+    "AdamW, cosine",
+    "SGDM",
+    "UNF, tied",
+)
 _COLUMNS = 2
 
 
