@@ -1,5 +1,7 @@
 """The scalars of Eq. 31 at a rate of their own."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -25,13 +27,11 @@ def theta_with(beta):
 @pytest.mark.parametrize("beta", [0.5, -0.5])
 def test_beta_above_zero_in_the_same_optimizer(beta):
     theta = theta_with(beta)
-    losses = [
-        jax.jit(
-            lambda theta: training_losses(learned_training(SMALL, Quadratic()), theta, jax.random.split(KEY, 2), 9)
-        )(x)
-        for x in (theta, with_positive_beta(theta), decode(encode(with_positive_beta(theta))))
-    ]
-    assert with_positive_beta(theta)["beta"] == 0.5
+    problem, keys = learned_training(SMALL, Quadratic()), jax.random.split(KEY, 2)
+    train = jax.jit(lambda theta: training_losses(problem, theta, keys, 9))
+    positive = with_positive_beta(theta)
+    losses = [train(x) for x in (theta, positive, decode(encode(positive)))]
+    assert positive["beta"] == 0.5
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
     np.testing.assert_allclose(losses[2], losses[0], rtol=1e-4)
 
@@ -49,8 +49,7 @@ def test_the_first_step_goes_as_far_as_each_rate(estimator, beta):
     # Adam's first step has the size of its rate in every coordinate with a gradient.
     stage = Stage(estimator, steps=1, learning_rate=1e-4, scalar_rate=0.1)
     config = MetaTrainConfig((stage,), horizon=20, evaluate_runs=1)
-    start = init_weights(SMALL, task_spec(Quadratic()), KEY)
-    start = start.__class__(theta_with(beta), start.config, start.spec)
+    start = dataclasses.replace(init_weights(SMALL, task_spec(Quadratic()), KEY), theta=theta_with(beta))
     last = meta_train(SMALL, Quadratic(), config, KEY, weights=start, progress=False).last.theta
     before = with_positive_beta(start.theta)
     moved = [last["log_alpha"] - before["log_alpha"], last["logit_gamma_0"] - before["logit_gamma_0"]]

@@ -109,7 +109,7 @@ def test_pretrained_weights_train(name, monkeypatch):
         assert weights.spec == task_spec(task)
     problem = learned_training(weights.config, task)
     losses = jax.jit(lambda theta, keys: training_losses(problem, theta, keys, 300 if of_mlp else 200))(
-        weights.theta, jax.random.split(jax.random.key(0), 2 if of_mlp else 1)
+        weights.theta, jax.random.split(jax.random.key(0), 2)
     )
     assert final_loss(losses).max() < (0.5 if of_mlp else 0.85 * losses[:, 0].min())
 
@@ -119,6 +119,9 @@ def test_every_pretrained_file_has_a_card(name):
     card = load_card(name)
     assert {"task", "config", "optimizer", "outer_steps", "curve", "date", "versions", "command"} <= set(card)
     assert card["command"].startswith(("python ", "optax-unf "))
+    losses = [record["final_loss"] for record in card["curve"]]
+    # A run that set out from good weights, or that was evaluated twice only, need not show progress.
+    assert card.get("start") or len(losses) <= 2 or min(losses) < losses[0]
     # The weights are those of the best evaluation, at which they trained networks.
     best = min(card["curve"], key=lambda record: record["final_loss"])
     assert best["final_loss"] < best["loss_at_100"]

@@ -97,6 +97,7 @@ def make_outer_step(
     stage = config.stages[number]
     adam = _adam(config, stage)
     apart = stage.scalar_rate is not None
+    seen = {name: Decoding(problem) for name, problem in problems.items()} if apart else problems
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
     def outer_step(state: TrainState, key: Array, step: int) -> tuple[TrainState, Metrics]:
@@ -104,10 +105,8 @@ def make_outer_step(
         theta = encode(state.theta) if apart else state.theta
         grads, particles, metrics = zip(
             *(
-                stage.estimator.estimate(
-                    Decoding(problem) if apart else problem, config.horizon, theta, own, jax.random.fold_in(step_key, n)
-                )
-                for n, (problem, own) in enumerate(zip(problems.values(), state.particles, strict=True))
+                stage.estimator.estimate(problem, config.horizon, theta, own, jax.random.fold_in(step_key, n))
+                for n, (problem, own) in enumerate(zip(seen.values(), state.particles, strict=True))
             ),
             strict=True,
         )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # One colour for an optimizer in all panels: learned ones first, as everybody looks for them.
 _COLOURS = (
     "UNF",
+    "UNF, tied",
     "Deep Sets",
     "NFN",
     "SGDM, meta-trained",
@@ -24,7 +25,6 @@ _COLOURS = (
     "Adam, cosine",
     "AdamW, cosine",
     "SGDM",
-    "UNF, tied",
 )
 _COLUMNS = 2
 

@@ -23,7 +23,14 @@ _STAGES = {
     ),
     # With `alpha=0.5, learned=0.2` of `transfer_weights`: SGD alone wants a longer step here than the MLP's 0.07.
     "transformer-lm1b-small": (
-        Stage(Backprop(runs=2, truncation=500), 45, 1.5e-3, schedule="cosine", warmup=3, scalar_rate=5e-2),
+        Stage(
+            Backprop(runs=2, truncation=500),
+            steps=45,
+            learning_rate=1.5e-3,
+            schedule="cosine",
+            warmup=3,
+            scalar_rate=5e-2,
+        ),
     ),
 }
 
