@@ -190,12 +190,12 @@ def test_recurrent_initialization(monkeypatch):
     assert not params["out"]["bias"].any()
     for kernel, fan_in in ((params["embedding"], 1), (params["recurrent"]["input"], 16), (params["out"]["kernel"], 32)):
         np.testing.assert_allclose(kernel.std() * np.sqrt(fan_in), 1, atol=0.1)
-    losses = mean_losses(task)
+    # The text is another with each version of Python, which the mean over few runs shows.
+    losses = mean_losses(task, 64)
     # The first logits have variance 1 / 2, the mean square of half a standard normal; the identity adds up the rest.
     np.testing.assert_allclose(losses[0], np.log(256) + 0.25, atol=0.25)
     assert losses[-8:].mean() > losses[8:16].mean() > losses[:4].mean()
-    # The text is another with each version of Python: 2.50 of 3.11.7, 2.56 of 3.11.2.
-    assert 1.4 < losses.mean() / np.log(256) < 3
+    assert 1.4 < losses.mean() / np.log(256) < 2.5
 
 
 def test_transformer_initialization(monkeypatch):
