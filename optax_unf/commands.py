@@ -119,7 +119,7 @@ def meta_train(
     key = jax.random.key(seed)
     weights = None
     if start is not None:
-        spec, key_head = task_spec(loaded[0]), jax.random.fold_in(key, 1)
+        spec, key_head = task_spec(loaded[0], architecture.head), jax.random.fold_in(key, 1)
         weights = transfer_weights(load_weights(start), architecture, spec, key_head, alpha=alpha, learned=learned)
     out.mkdir(parents=True, exist_ok=True)
     if first:
@@ -165,7 +165,7 @@ def evaluate(
     _start_devices(devices)
     loaded = tasks.get(task, data_dir=data_dir)
     learned = load_weights(weights)
-    check_fits(learned, task_spec(loaded))
+    check_fits(learned, task_spec(loaded, learned.config.head))
     training = meta.learned_training(learned.config, loaded)
     runs = fresh_runs(training, learned.theta, fresh_keys(seeds), steps or loaded.horizon)
     for name, losses in (("training_loss", meta.final_loss(runs.losses)), ("validation_loss", runs.validation)):

@@ -6,9 +6,11 @@ import jax.test_util
 import numpy as np
 import pytest
 
-from optax_unf import infer_spec
-from optax_unf.tasks import CNNTask, task_spec
+from optax_unf import OptimizerConfig, infer_spec, init_weights
+from optax_unf.meta import learned_training, training_losses
+from optax_unf.tasks import CNNTask, Rescaled, task_spec
 from optax_unf.tasks.images import Images
+from optax_unf.weights import check_fits
 
 
 def small_task(size: int = 4, batch_size: int = 8) -> CNNTask:
@@ -117,3 +119,19 @@ def test_inferred_spec():
             assert names.setdefault(name, found) == found
     assert names.pop("height") is names.pop("width") is None
     assert len(set(names.values())) == len(names) == 4
+
+
+def test_nfn_takes_places_as_channels():
+    task = small_task()
+    abstract = jax.eval_shape(task.init, jax.random.key(0))
+    # What the function's own symmetries are: the places in kernels are fixed.
+    assert task_spec(task, "nfn") == task_spec(Rescaled(task), "nfn")
+    inferred = infer_spec(task.loss, abstract, task.sample(jax.random.key(1)), io="permute")
+    weights = init_weights(OptimizerConfig(head="nfn"), inferred, jax.random.key(0))
+    check_fits(weights, task_spec(task, "nfn"))
+    with pytest.raises(ValueError, match="differs at leaf 'conv_0/kernel'"):
+        check_fits(weights, task_spec(task))
+    loss = training_losses(
+        learned_training(weights.config, task), weights.theta, jax.random.split(jax.random.key(1), 1), 3
+    )
+    assert np.isfinite(loss).all()

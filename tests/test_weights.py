@@ -106,7 +106,7 @@ def test_pretrained_weights_train(name, monkeypatch):
         monkeypatch.setenv("OPTAX_UNF_DATA", os.environ.get("OPTAX_UNF_DATA") or str(SHARED))
     task = get("mlp-digits" if of_mlp else load_card(name)["task"])
     if weights.spec is not None:
-        assert weights.spec == task_spec(task)
+        assert weights.spec == task_spec(task, weights.config.head)
     problem = learned_training(weights.config, task)
     losses = jax.jit(lambda theta, keys: training_losses(problem, theta, keys, 300 if of_mlp else 200))(
         weights.theta, jax.random.split(jax.random.key(0), 2)

@@ -65,9 +65,8 @@ def compare_optimizers(
     if seeds < 2:
         raise ValueError(f"A comparison needs at least two seeds for its standard errors, but seeds is {seeds}.")
     check_held_out(task)
-    spec = task_spec(task)
     for weights in learned.values():
-        check_fits(weights, spec)
+        check_fits(weights, task_spec(task, weights.config.head))
     steps = _horizon(task) if steps is None else steps
     others = [baseline for baseline in baselines if baseline.name != ADAM.name]
     contenders = [_Tuned(baseline) for baseline in (ADAM, *others)]

@@ -209,7 +209,7 @@ def _named(task: Task | Sequence[Task]) -> dict[str, Task]:
 def _check_spaces(optimizer: OptimizerConfig, tasks: dict[str, Task]) -> None:
     if not optimizer.fits_one_space:
         return
-    (first, space), *others = ((name, task_spec(task)) for name, task in tasks.items())
+    (first, space), *others = ((name, task_spec(task, optimizer.head)) for name, task in tasks.items())
     for name, other in others:
         try:
             check_fits(MetaWeights({}, optimizer, space), other)
@@ -222,7 +222,7 @@ def _check_spaces(optimizer: OptimizerConfig, tasks: dict[str, Task]) -> None:
 
 def _initial_weights(optimizer: OptimizerConfig, tasks: dict[str, Task], key: Array) -> MetaWeights:
     """Fresh meta-weights that have every coefficient that a task asks for."""
-    first, *others = (init_weights(optimizer, task_spec(task), key) for task in tasks.values())
+    first, *others = (init_weights(optimizer, task_spec(task, optimizer.head), key) for task in tasks.values())
     theta = functools.reduce(_merged, (weights.theta for weights in others), first.theta)
     return dataclasses.replace(first, theta=theta)
 

@@ -27,11 +27,12 @@ class CNNTask(Classification):
     @property
     def axes(self) -> dict[str, Any]:
         """Names of the axes; the two convolutions share those of the place in the kernel."""
-        return {
-            "conv_0": {"kernel": ("height", "width", "colour", "first"), "bias": ("first",)},
-            "conv_1": {"kernel": ("height", "width", "first", "second"), "bias": ("second",)},
-            "dense": {"kernel": ("second", "class"), "bias": ("class",)},
-        }
+        return _axes("height", "width")
+
+    @property
+    def nfn_axes(self) -> dict[str, Any]:
+        """Names of the axes for an NFN head: places in kernels are channels (Zhou et al. 2023a, Section 2)."""
+        return _axes(None, None)
 
     def init(self, key: Array) -> Params:
         """Kernels with variance 1 / fan-in, zero biases."""
@@ -54,6 +55,14 @@ class CNNTask(Classification):
         x = jax.nn.relu(_convolve(params["conv_0"], images, stride=2))
         x = jax.nn.relu(_convolve(params["conv_1"], x))
         return x.mean((1, 2)) @ params["dense"]["kernel"] + params["dense"]["bias"]
+
+
+def _axes(height: str | None, width: str | None) -> dict[str, Any]:
+    return {
+        "conv_0": {"kernel": (height, width, "colour", "first"), "bias": ("first",)},
+        "conv_1": {"kernel": (height, width, "first", "second"), "bias": ("second",)},
+        "dense": {"kernel": ("second", "class"), "bias": ("class",)},
+    }
 
 
 def _convolve(layer: Params, x: Float[Array, "batch h w inputs"], stride: int = 1) -> Float[Array, "batch h w outputs"]:

@@ -58,6 +58,11 @@ class Rescaled:
         """The task's own names of axes."""
         return getattr(self.task, "axes", None)
 
+    @property
+    def nfn_axes(self) -> Any:
+        """The task's own names of axes for an NFN head."""
+        return getattr(self.task, "nfn_axes", None)
+
     def init(self, key: Array) -> Params:
         """Fresh parameters, not rescaled."""
         return self.task.init(key)

@@ -17,7 +17,8 @@ class Task(Protocol):
     """A training problem. Implement these three methods, and any object is a task.
 
     They are traced by jax, so they must be pure. A task may also have an attribute `axes`: the permutation spec's
-    tree of names for its parameters (see `optax_unf.make_spec`); without it every axis has a name of its own.
+    tree of names for its parameters (see `optax_unf.make_spec`); without it every axis has a name of its own. An
+    attribute `nfn_axes` takes its place for an NFN head, which wants the places of convolution kernels fixed.
     With a method `of_run(key)`, each inner run trains on the task that this gives for its key; see
     `optax_unf.tasks.Rescaled`.
 
@@ -47,6 +48,14 @@ class Task(Protocol):
         ...
 
 
-def task_spec(task: Task) -> PermutationSpec:
-    """The permutation spec of a task's parameters, from its `axes` where it has them."""
-    return make_spec(getattr(task, "axes", None), jax.eval_shape(task.init, jax.random.key(0)))
+def task_spec(task: Task, head: str = "unf") -> PermutationSpec:
+    """The permutation spec of a task's parameters, from its `axes` where it has them.
+
+    Args:
+      task: the task.
+      head: of the learned optimizer: `"nfn"` takes the task's `nfn_axes` where it has them.
+    """
+    axes = getattr(task, "nfn_axes", None) if head == "nfn" else None
+    if axes is None:
+        axes = getattr(task, "axes", None)
+    return make_spec(axes, jax.eval_shape(task.init, jax.random.key(0)))
