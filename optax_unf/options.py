@@ -26,7 +26,7 @@ class StageOptions:
       truncation: Inner steps per gradient estimate; full-es has whole runs instead.
       sigma: Standard deviation of the perturbation, of the evolution strategies.
       objective: Of the evolution strategies: the loss at the end of the inner run, or its mean over the run.
-      learning_rate: Of the outer Adam, at its peak.
+      learning_rate: Of the outer Adam, at its peak; 0, beside --scalar-rate, leaves the network as it is.
       schedule: Of the outer learning rate.
       warmup: Outer steps over which the rate rises from zero.
       scalar_rate: Peak for log alpha, logit gamma_0 and log beta; by default beta itself is trained, and all at the

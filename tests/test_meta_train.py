@@ -273,8 +273,8 @@ def test_optimizers_with_equal_keys_see_equal_batches():
         (lambda: MetaTrainConfig(clip_norm=0.0), "clip_norm must be positive"),
         (lambda: Stage(PES(), 0, 1e-3), "at least one outer step"),
         (lambda: Stage(PES(), 5, 1e-3, warmup=5), "warm-up"),
-        (lambda: Stage(PES(), 5, 0.0), "rates must be positive, but one is 0.0"),
-        (lambda: Stage(PES(), 5, 1.0, scalar_rate=-1.0), "rates must be positive, but one is -1.0"),
+        (lambda: Stage(PES(), 5, 0.0), "learning_rate must be positive, or 0 where there is a scalar_rate, but is 0.0"),
+        (lambda: Stage(PES(), 5, 1.0, scalar_rate=-1.0), "scalar_rate must be positive, but is -1.0"),
         (lambda: Stage(PES(), 5, 1.0, schedule="step"), "schedule must be"),
     ],
 )

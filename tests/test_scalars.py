@@ -11,7 +11,17 @@ import pytest
 from resumable_run import Quadratic
 
 from optax_unf import OptimizerConfig, init_weights
-from optax_unf.meta import PES, Backprop, MetaTrainConfig, Stage, learned_training, meta_train, training_losses
+from optax_unf.meta import (
+    NRES,
+    PES,
+    Backprop,
+    FullES,
+    MetaTrainConfig,
+    Stage,
+    learned_training,
+    meta_train,
+    training_losses,
+)
 from optax_unf.meta.scalars import decode, encode, with_positive_beta
 from optax_unf.tasks import task_spec
 
@@ -66,3 +76,27 @@ def test_sgd_with_momentum_has_the_rate_of_scalars():
     start = init_weights(SGDM, task_spec(Quadratic()), KEY)
     last = meta_train(SGDM, Quadratic(), config, KEY, weights=start, progress=False).last
     np.testing.assert_allclose(abs(jnp.log(last.alpha / start.alpha)), 0.1, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "estimator", [Backprop(runs=2, truncation=5), NRES(pairs=2, truncation=5, sigma=0.1), FullES(pairs=2, sigma=0.1)]
+)
+def test_without_a_rate_for_the_network_only_scalars_move(estimator):
+    stage = Stage(estimator, steps=1, learning_rate=0.0, scalar_rate=0.1)
+    config = MetaTrainConfig((stage,), horizon=20, evaluate_runs=1)
+    start = dataclasses.replace(init_weights(SMALL, task_spec(Quadratic()), KEY), theta=theta_with(0.02))
+    last = meta_train(SMALL, Quadratic(), config, KEY, weights=start, progress=False).last.theta
+    chex.assert_trees_all_equal(last["network"], start.theta["network"])
+    moved = [last[name] - start.theta[name] for name in ("log_alpha", "logit_gamma_0")]
+    np.testing.assert_allclose(np.abs([*moved, jnp.log(last["beta"] / 0.02)]), 0.1, rtol=1e-3)
+
+
+def test_evolution_of_the_scalars_lowers_the_final_loss():
+    stage = Stage(FullES(pairs=8, sigma=0.1), steps=20, learning_rate=0.0, scalar_rate=0.1)
+    config = MetaTrainConfig((stage,), horizon=20, evaluate_every=10, evaluate_runs=8)
+    theta = theta_with(0.02) | {"log_alpha": jnp.log(0.01)}
+    start = dataclasses.replace(init_weights(SMALL, task_spec(Quadratic()), KEY), theta=theta)
+    last = meta_train(SMALL, Quadratic(), config, KEY, weights=start, progress=False).last.theta
+    problem, keys = learned_training(SMALL, Quadratic()), jax.random.split(jax.random.key(1), 16)
+    before, after = (training_losses(problem, x, keys, 20)[:, -1].mean() for x in (theta, last))
+    assert after < 0.7 * before

@@ -21,7 +21,8 @@ class Stage:
     Attributes:
       estimator: the gradient estimator.
       steps: outer steps.
-      learning_rate: of the outer Adam, at its peak.
+      learning_rate: of the outer Adam, at its peak. 0, beside a `scalar_rate`, leaves the network as it is: estimators
+        then differentiate, and perturb, the scalars alone.
       schedule: `"constant"`, or `"cosine"` down to zero at the end of the stage.
       warmup: outer steps over which the rate rises linearly from zero.
       scalar_rate: the peak for log alpha, logit gamma_0 and log beta. By default beta itself is trained, and all of
@@ -40,9 +41,12 @@ class Stage:
             raise ValueError(
                 f"A stage needs at least one outer step, and fewer of warm-up, but has {self.steps} and {self.warmup}."
             )
-        for rate in (self.learning_rate, self.scalar_rate):
-            if rate is not None and not rate > 0:
-                raise ValueError(f"The outer learning rates must be positive, but one is {rate}.")
+        if not (self.learning_rate > 0 or (self.learning_rate == 0 and self.scalar_rate is not None)):
+            raise ValueError(
+                f"learning_rate must be positive, or 0 where there is a scalar_rate, but is {self.learning_rate}."
+            )
+        if self.scalar_rate is not None and not self.scalar_rate > 0:
+            raise ValueError(f"scalar_rate must be positive, but is {self.scalar_rate}.")
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"schedule must be 'constant' or 'cosine', but is {self.schedule!r}.")
 

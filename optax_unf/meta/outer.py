@@ -13,7 +13,7 @@ from optax_unf.meta.config import MetaTrainConfig, Stage
 from optax_unf.meta.estimator import Metrics
 from optax_unf.meta.inner import InnerProblem, Theta
 from optax_unf.meta.particles import particle_shardings, replicated_shardings
-from optax_unf.meta.scalars import Decoding, decode, encode, two_rates, with_positive_beta
+from optax_unf.meta.scalars import Decoding, around, decode, encode, two_rates, with_positive_beta
 
 Problems: TypeAlias = Mapping[str, InnerProblem]
 
@@ -60,10 +60,12 @@ def start_stage(
 
     @jax.jit
     def start(theta: Theta) -> tuple[Any, ...]:
-        return tuple(
-            stage.estimator.init(problem, config.horizon, theta, jax.random.fold_in(particle_key, n))
-            for n, problem in enumerate(problems.values())
-        )
+        particles = []
+        for n, problem in enumerate(problems.values()):
+            seen, part = _seen(stage, problem, theta)
+            own_key = jax.random.fold_in(particle_key, n)
+            particles.append(stage.estimator.init(seen, config.horizon, part, own_key))
+        return tuple(particles)
 
     # Copies, because the outer step donates its state.
     theta = jax.tree.map(jnp.copy, theta)
@@ -97,20 +99,21 @@ def make_outer_step(
     stage = config.stages[number]
     adam = _adam(config, stage)
     apart = stage.scalar_rate is not None
-    seen = {name: Decoding(problem) for name, problem in problems.items()} if apart else problems
+    decoding = [Decoding(problem) if apart else problem for problem in problems.values()]
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
     def outer_step(state: TrainState, key: Array, step: int) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(jax.random.fold_in(key, number), step)
         theta = encode(state.theta) if apart else state.theta
-        grads, particles, metrics = zip(
-            *(
-                stage.estimator.estimate(problem, config.horizon, theta, own, jax.random.fold_in(step_key, n))
-                for n, (problem, own) in enumerate(zip(seen.values(), state.particles, strict=True))
-            ),
-            strict=True,
-        )
+        estimates = []
+        for n, (problem, own) in enumerate(zip(decoding, state.particles, strict=True)):
+            seen, part = _seen(stage, problem, theta)
+            own_key = jax.random.fold_in(step_key, n)
+            estimates.append(stage.estimator.estimate(seen, config.horizon, part, own, own_key))
+        grads, particles, metrics = zip(*estimates, strict=True)
         grad = _mean(grads)
+        if stage.learning_rate == 0:
+            grad = optax.tree.zeros_like(theta) | grad
         updates, adam_state = adam.update(grad, state.adam, theta)
         theta = optax.apply_updates(theta, updates)
         reported = {
@@ -124,6 +127,11 @@ def make_outer_step(
         return state._replace(theta=decode(theta) if apart else theta, adam=adam_state, particles=particles), reported
 
     return outer_step
+
+
+def _seen(stage: Stage, problem: InnerProblem, theta: Theta) -> tuple[InnerProblem, Theta]:
+    """What the estimator of a stage sees: where the network's rate is 0, the scalars alone."""
+    return around(problem, theta) if stage.learning_rate == 0 else (problem, theta)
 
 
 def _adam(config: MetaTrainConfig, stage: Stage) -> optax.GradientTransformation:

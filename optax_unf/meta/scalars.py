@@ -2,6 +2,8 @@
 
 Beta is a small number, which steps right for a network would throw about, and whose gradient is as large as beta is
 small: clipping would leave nothing of the others. Alpha and gamma_0 are a logarithm and a logit already.
+
+Trained alone, they are few enough for evolution strategies over whole runs, which are blind to no horizon.
 """
 
 from typing import Any, NamedTuple
@@ -49,6 +51,32 @@ class Decoding(NamedTuple):
     def step(self, theta: Theta, run: Any) -> tuple[Any, Float[Array, ""]]:
         """See `InnerProblem.step`."""
         return self.problem.step(decode(theta), run)
+
+
+class Around(NamedTuple):
+    """An inner problem that takes the scalars alone, around a network that stays as it is.
+
+    Attributes:
+      problem: the one that takes all meta-weights.
+      network: `{"network": ...}`, or nothing for SGD with momentum.
+    """
+
+    problem: InnerProblem
+    network: Theta
+
+    def start(self, theta: Theta, key: Array) -> Any:
+        """See `InnerProblem.start`."""
+        return self.problem.start(theta | self.network, key)
+
+    def step(self, theta: Theta, run: Any) -> tuple[Any, Float[Array, ""]]:
+        """See `InnerProblem.step`."""
+        return self.problem.step(theta | self.network, run)
+
+
+def around(problem: InnerProblem, theta: Theta) -> tuple[Around, Theta]:
+    """The problem of the scalars of these meta-weights, and the scalars."""
+    network = {name: part for name, part in theta.items() if name == "network"}
+    return Around(problem, network), {name: part for name, part in theta.items() if name != "network"}
 
 
 def two_rates(network: optax.Schedule, scalars: optax.Schedule) -> optax.GradientTransformation:
