@@ -94,7 +94,7 @@ def make_outer_step(
     Returns:
       A function of the state, the run's key for outer steps, and the number of the step in its stage. Its metrics are
       those of the estimator, averaged over tasks (of several, also the `loss/TASK` of each), `grad_norm` and
-      `learning_rate`.
+      `learning_rate`, that of the scalars where they alone are trained.
     """
     stage = config.stages[number]
     adam = _adam(config, stage)
@@ -120,7 +120,7 @@ def make_outer_step(
             **_mean(metrics),
             "diverged": sum(own["diverged"] for own in metrics),
             "grad_norm": optax.tree.norm(grad),
-            "learning_rate": stage.rate()(step),
+            "learning_rate": stage.rate(stage.learning_rate or stage.scalar_rate)(step),
         }
         if len(problems) > 1:
             reported |= {f"loss/{task}": own["loss"] for task, own in zip(problems, metrics, strict=True)}
