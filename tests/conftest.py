@@ -5,6 +5,9 @@ import os
 import jax
 import pytest
 
+# The older way to emit fused loops, which compiles twice as fast. Read once, when modules of tests make their arrays.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _compilation(tmp_path_factory, worker_id):

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from optax_unf import make_spec
-from optax_unf.basis import apply_term, basis
+from optax_unf.basis import basis
 
 SIZES = {"a": 2, "b": 3, "c": 4, "d": 1, "e": 0}
 
@@ -96,19 +96,19 @@ def stacked_layer_maps(layer, spec):
 
 
 def stacked_basis_maps(spec):
-    """Row k: the matrix of the k-th basis term of Algorithm 1, in float64."""
+    """Row k: the matrix of the k-th basis term of Algorithm 1: 1 where the indices in each block are equal."""
     ends = np.cumsum([math.prod(leaf.shape) for leaf in spec.leaves])
     total = int(ends[-1])
-    rows = []
-    for term in basis(spec):
+    terms = basis(spec)
+    matrices = np.zeros((len(terms), total, total))
+    for matrix, term in zip(matrices, terms, strict=True):
         source, target = spec.leaves[term.source], spec.leaves[term.target]
-        n = math.prod(source.shape)
-        out = apply_term(term, spec, jnp.eye(n).reshape(*source.shape, n))
-        matrix = np.zeros((total, total))
+        m, n = math.prod(target.shape), math.prod(source.shape)
+        indices = np.indices((*target.shape, *source.shape)).reshape(-1, m, n)
+        equal = [indices[i] == indices[block[0]] for block in term.partition for i in block]
         i, j = ends[term.target], ends[term.source]
-        matrix[i - math.prod(target.shape) : i, j - n : j] = out.reshape(-1, n)
-        rows.append(matrix.ravel())
-    return np.array(rows)
+        matrix[i - m : i, j - n : j] = np.all(equal, axis=0)
+    return matrices.reshape(len(terms), -1)
 
 
 def rank(rows):

@@ -15,7 +15,7 @@ from optax_unf.contract import Tensor, contract
 from optax_unf.stream import advance, stream
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     st.lists(st.integers(1, 9), min_size=1, max_size=4),
     st.integers(1, 40),
@@ -74,9 +74,9 @@ PARAMS = {path: np.zeros([SIZES.get(name, 38) for name in axes], np.float32) for
 @pytest.mark.parametrize(
     "config",
     [
-        OptimizerConfig(hidden_channels=8, beta=1.0),
-        OptimizerConfig(coefficients="tied", hidden_channels=8, beta=1.0),
-        OptimizerConfig(head="deepsets", hidden_channels=8, beta=1.0),
+        OptimizerConfig(hidden_channels=8, hidden_layers=2, beta=1.0),
+        OptimizerConfig(coefficients="tied", hidden_channels=8, hidden_layers=2, beta=1.0),
+        OptimizerConfig(head="deepsets", hidden_channels=8, hidden_layers=2, beta=1.0),
     ],
     ids=["full", "tied", "deepsets"],
 )

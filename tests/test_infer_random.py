@@ -127,12 +127,12 @@ def no_name_breaks_the_graph(shapes, steps, seed):
 def test_no_inferred_name_breaks_a_random_graph():
     found = []
 
-    @settings(max_examples=220, deadline=None)
+    @settings(max_examples=120, deadline=None)
     @given(st.lists(st.sampled_from(SHAPES), min_size=1, max_size=3), steps_of_graphs, st.integers(0, 2**31))
     def check(shapes, steps, seed):
         found.append(no_name_breaks_the_graph(shapes, steps, seed))
 
     check()
     # A generator whose graphs had no symmetry would test nothing.
-    assert len(found) >= 200
+    assert len(found) >= 110
     assert np.mean(np.array(found) > 0) > 0.3

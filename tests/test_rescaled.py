@@ -55,15 +55,15 @@ def test_gradient_descent_in_other_units():
     task = small_task()
     problem = Training(Rescaled(task, 0.3, 3.0), optax.sgd)
     rate, key = 0.05, jax.random.key(0)
-    run = problem.start(rate, key)
+    run = jax.jit(problem.start)(rate, key)
     scales = problem.task.of_run(run.key).scales
     expected = task.init(jax.random.split(key)[0])
-    step = jax.jit(functools.partial(problem.step, rate))
+    step, sample = jax.jit(functools.partial(problem.step, rate)), jax.jit(task.sample)
+    loss_and_grads = jax.jit(jax.value_and_grad(task.loss))
     for n in range(3):
         run, loss = step(run)
-        data = task.sample(jax.random.fold_in(run.key, n))
-        np.testing.assert_allclose(loss, task.loss(expected, data), rtol=1e-5)
-        grads = jax.grad(task.loss)(expected, data)
+        expected_loss, grads = loss_and_grads(expected, sample(jax.random.fold_in(run.key, n)))
+        np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
         expected = jax.tree.map(lambda x, g, scale: x - rate * scale**2 * g, expected, grads, scales)
     for x, scale, y in zip(*map(jax.tree.leaves, (run.params, scales, expected)), strict=True):
         np.testing.assert_allclose(x * scale, y, rtol=1e-4, atol=1e-5)

@@ -13,7 +13,8 @@ CASES = ["deepsets rows auto", "full both auto", "tied both auto", "tied both ex
 
 @pytest.fixture(scope="module")
 def found():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     script = Path(__file__).with_name("sharded_steps.py")
     done = subprocess.run([sys.executable, "-W", "error", script], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

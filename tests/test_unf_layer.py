@@ -25,11 +25,12 @@ from spaces import (
 )
 
 from optax_unf import make_spec
+from optax_unf.basis import apply_term, basis
 from optax_unf.contract import contractions, expansions
 from optax_unf.nn import UNF
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(random_spaces(), st.sampled_from(["full", "tied"]), st.integers(0, 2**31))
 def test_commutes_with_the_group(axes, coefficients, seed):
     spec = make_space(axes)
@@ -49,6 +50,19 @@ def test_pairs_of_equal_signature_are_the_valid_partitions(target, source):
     pairs = sum(len(expansions(target, signature)) for _, signature in contractions(source))
     expected = math.prod(bell(target.count(n) + source.count(n)) for n in numbers.values())
     assert pairs == expected
+
+
+def test_terms_of_algorithm_1_are_the_matrices_of_their_partitions():
+    spec = make_space([("b", "a", "b"), ("a", "d"), ("a",), ()])
+    terms, x = basis(spec), random_features(spec, jax.random.key(0), 2)
+    found = jax.jit(lambda x: [apply_term(term, spec, x[spec.paths[term.source]]) for term in terms])(x)
+    flat = np.concatenate([x[path].reshape(-1, 2) for path in spec.paths])
+    ends = np.cumsum([math.prod(leaf.shape) for leaf in spec.leaves])
+    for term, y, row in zip(terms, found, stacked_basis_maps(spec), strict=True):
+        expected = np.split(row.reshape(len(flat), -1) @ flat, ends[:-1])
+        assert y.shape == (*spec.leaves[term.target].shape, 2)
+        np.testing.assert_allclose(y.reshape(-1, 2), expected[term.target], rtol=1e-5, atol=1e-5)
+        assert all((part == 0).all() for n, part in enumerate(expected) if n != term.target)
 
 
 @settings(max_examples=10, deadline=None)
@@ -105,7 +119,7 @@ def test_outputs_have_unit_scale_at_initialization(spec, coefficients):
     normal = spec_tree(spec, [jax.random.normal(k, (*leaf.shape, 32)) for k, leaf in leaves])
     constant = spec_tree(spec, [jnp.broadcast_to(jax.random.normal(k, (32,)), (*leaf.shape, 32)) for k, leaf in leaves])
     apply = jax.jit(layer.apply)
-    variables = layer.init(jax.random.key(1), normal)
+    variables = layer.lazy_init(jax.random.key(1), jax.eval_shape(lambda: normal))
     for x in (normal, constant):
         for y in spec.flatten(apply(variables, x)):
             assert 0.3 < jnp.sqrt(jnp.mean(y**2)) < 3
@@ -128,8 +142,8 @@ def test_an_empty_leaf_changes_nothing_but_itself(coefficients):
     spec = make_space([("a", "e"), ("a", "b"), ("e",), ("e", "e")])
     x = random_features(spec, jax.random.key(0), 3)
     layer = UNF(spec, 2, coefficients)
-    variables = randomize(layer.init(jax.random.key(1), x), jax.random.key(2))
-    y = layer.apply(variables, x)
+    variables = randomize(jax.eval_shape(layer.init, jax.random.key(1), x), jax.random.key(2))
+    y = jax.jit(layer.apply)(variables, x)
     assert y["leaf_0"].shape == (2, 0, 2)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(y))
 
@@ -147,12 +161,13 @@ def test_each_leaf_keeps_its_dtype(coefficients):
     x = random_features(spec, jax.random.key(0), 3)
     narrow = {path: leaf.astype(jnp.bfloat16) for path, leaf in x.items()}
     layer = UNF(spec, 2, coefficients)
-    variables = layer.init(jax.random.key(1), x)
-    wide_y, narrow_y = layer.apply(variables, x), layer.apply(variables, narrow)
+    apply = jax.jit(layer.apply)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
+    wide_y, narrow_y = apply(variables, x), apply(variables, narrow)
     assert {leaf.dtype for leaf in jax.tree.leaves(narrow_y)} == {jnp.dtype(jnp.bfloat16)}
     for path, leaf in wide_y.items():
         np.testing.assert_allclose(narrow_y[path].astype(jnp.float32), leaf, atol=0.1, rtol=0.1)
-    mixed = layer.apply(variables, narrow | {"leaf_1": x["leaf_1"]})
+    mixed = apply(variables, narrow | {"leaf_1": x["leaf_1"]})
     assert [leaf.dtype for leaf in mixed.values()] == [jnp.bfloat16, jnp.float32, jnp.bfloat16]
 
 
@@ -170,8 +185,8 @@ def test_product_axes_are_two_axes():
     split = make_spec({"x": ("a", "b", "c")}, {"x": jnp.zeros((2, 3, 4))})
     fused = make_spec({"x": (("a", "b"), "c")}, {"x": jnp.zeros((6, 4))}, sizes={"a": 2})
     x = jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
-    y, variables = UNF(split, 2).init_with_output(jax.random.key(1), {"x": x})
-    z = UNF(fused, 2).apply(variables, {"x": x.reshape(6, 4, 5)})
+    y, variables = jax.jit(UNF(split, 2).init_with_output)(jax.random.key(1), {"x": x})
+    z = jax.jit(UNF(fused, 2).apply)(variables, {"x": x.reshape(6, 4, 5)})
     np.testing.assert_allclose(y["x"].reshape(6, 4, 2), z["x"], rtol=1e-5, atol=1e-6)
 
 
@@ -198,21 +213,24 @@ def test_coefficients_belong_to_paths_and_not_to_positions():
 def test_tied_weights_run_on_another_space():
     small, large = mlp_space(2, 4), mlp_space(5, 8)
     ones = [spec_tree(s, [jnp.ones((*leaf.shape, 3)) for leaf in s.leaves]) for s in (small, large)]
-    variables = UNF(large, 2, "tied").init(jax.random.key(0), ones[1])
-    y = UNF(small, 2, "tied").apply(variables, ones[0])
+    variables = jax.jit(UNF(large, 2, "tied").init)(jax.random.key(0), ones[1])
+    y = jax.jit(UNF(small, 2, "tied").apply)(variables, ones[0])
     assert y["layer_0"]["w"].shape == (4, 4, 2)
-    other = UNF(make_space([("a", "b", "c")]), 2, "tied").apply(variables, {"leaf_0": jnp.ones((2, 3, 4, 3))})
-    assert np.isfinite(other["leaf_0"]).all()
+    other = UNF(make_space([("a", "b", "c")]), 2, "tied")
+    y = jax.jit(other.apply)(variables, {"leaf_0": jnp.ones((2, 3, 4, 3))})
+    assert np.isfinite(y["leaf_0"]).all()
 
 
 def test_vmap_over_weight_spaces():
     spec = make_space([("a", "b"), ("b",)])
     batch = [random_features(spec, jax.random.key(n), 3) for n in range(3)]
     layer = UNF(spec, 2)
-    variables = layer.init(jax.random.key(1), batch[0])
-    together = jax.vmap(layer.apply, (None, 0))(variables, jax.tree.map(lambda *x: jnp.stack(x), *batch))
+    apply = jax.jit(layer.apply)
+    variables = jax.jit(layer.init)(jax.random.key(1), batch[0])
+    stacked = jax.tree.map(lambda *x: np.stack(x), *batch)
+    together = jax.jit(jax.vmap(layer.apply, (None, 0)))(variables, stacked)
     for n, x in enumerate(batch):
-        for path, y in layer.apply(variables, x).items():
+        for path, y in apply(variables, x).items():
             np.testing.assert_allclose(together[path][n], y, rtol=1e-5, atol=1e-6)
 
 

@@ -1,5 +1,6 @@
 """Meta-weights on disk: what comes back, and what is refused."""
 
+import functools
 import json
 import os
 import pickle
@@ -26,6 +27,7 @@ ARCHITECTURES = [
 ]
 
 
+@functools.cache
 def make_weights(config=ARCHITECTURES[0]):
     return init_weights(config, make_spec(AXES, PARAMS, sizes={"heads": 2}), jax.random.key(0))
 
@@ -108,10 +110,9 @@ def test_pretrained_weights_train(name, monkeypatch):
     if weights.spec is not None:
         assert weights.spec == task_spec(task, weights.config.head)
     problem = learned_training(weights.config, task)
-    losses = jax.jit(lambda theta, keys: training_losses(problem, theta, keys, 300 if of_mlp else 200))(
-        weights.theta, jax.random.split(jax.random.key(0), 2)
-    )
-    assert final_loss(losses).max() < (0.5 if of_mlp else 0.85 * losses[:, 0].min())
+    keys = jax.random.split(jax.random.key(0), 1)
+    losses = jax.jit(lambda theta: training_losses(problem, theta, keys, 150))(weights.theta)
+    assert final_loss(losses)[0] < (0.5 if of_mlp else 0.85 * losses[0, 0])
 
 
 @pytest.mark.parametrize("name", list_pretrained())
