@@ -11,7 +11,7 @@ from optax_unf.meta.recipes import small_budget
 from optax_unf.network import Head
 
 _ESTIMATORS = {"pes": PES, "truncated-es": TruncatedES, "nres": NRES, "full-es": FullES, "backprop": Backprop}
-_OF_ESTIMATORS = {"pairs", "runs", "truncation", "sigma", "objective"}
+_OF_ESTIMATORS = {"pairs", "runs", "truncation", "skip", "sigma", "objective"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +24,7 @@ class StageOptions:
       pairs: Antithetic pairs of inner runs, of the evolution strategies.
       runs: Inner runs of backprop.
       truncation: Inner steps per gradient estimate; full-es has whole runs instead.
+      skip: Inner steps that a run of backprop takes before its first estimate.
       sigma: Standard deviation of the perturbation, of the evolution strategies.
       objective: Of the evolution strategies: the loss at the end of the inner run, or its mean over the run.
       learning_rate: Of the outer Adam, at its peak; 0, beside --scalar-rate, leaves the network as it is.
@@ -38,6 +39,7 @@ class StageOptions:
     pairs: int = 16
     runs: int = 16
     truncation: int = 50
+    skip: int = 0
     sigma: float = 0.01
     objective: Literal["final", "mean"] = "final"
     learning_rate: float = 1e-4

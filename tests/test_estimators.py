@@ -51,13 +51,14 @@ class Drift:
         return Walk(x, run.noise, run.count + 1), 0.5 * run.x**2
 
 
-def closed_form(objective, truncation=HORIZON):
+def closed_form(objective, truncation=HORIZON, skip=0):
     """The expected gradient, by hand: x_t = x_0 + t theta_0 + theta_1 (z_0 + ... + z_{t-1}).
 
-    With a truncation, theta acts on x_t through the steps since the truncation's start only.
+    With a truncation, theta acts on x_t through the steps since the truncation's start only. The first steps may be
+    left out.
     """
-    t = np.arange(HORIZON)
-    since = t % truncation
+    t = np.arange(skip, HORIZON)
+    since = (t - skip) % truncation
     # E[x_0] = 1, E[z] = 1/2, Var[z] = 1, all independent.
     mean = 1.0 + t * float(THETA[0]) + 0.5 * t * float(THETA[1])
     grads = np.stack([mean * since, mean * 0.5 * since + float(THETA[1]) * since], axis=1)
@@ -110,10 +111,10 @@ def test_truncated_es_has_the_bias_of_the_closed_form(objective):
     assert np.any(np.abs(closed_form(objective, truncation=3) - closed_form(objective)) > 10 * error)
 
 
-@pytest.mark.parametrize("truncation", [3, HORIZON])
-def test_backprop_agrees_with_the_closed_form(truncation):
-    estimator = Backprop(runs=32, truncation=truncation, clip_norm=1e6)
-    check_mean(estimator, Drift(), THETA, closed_form("mean", truncation))
+@pytest.mark.parametrize(("truncation", "skip"), [(3, 0), (HORIZON, 0), (3, 6), (7, 5)])
+def test_backprop_agrees_with_the_closed_form(truncation, skip):
+    estimator = Backprop(runs=32, truncation=truncation, clip_norm=1e6, skip=skip)
+    check_mean(estimator, Drift(), THETA, closed_form("mean", truncation, skip))
 
 
 class Cube:
@@ -359,6 +360,12 @@ def test_estimators_are_made_of_numbers_and_strings(estimator):
 def test_settings_that_cannot_work_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(("skip", "message"), [(-1, "at least 0"), (HORIZON, "below the horizon"), (4, "divide")])
+def test_a_skip_that_leaves_no_whole_truncations_is_refused(skip, message):
+    with pytest.raises(ValueError, match=message):
+        Backprop(truncation=3, skip=skip).check(HORIZON)
 
 
 @pytest.mark.parametrize("truncation", [0, 5, 24])

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from optax_unf.meta.estimator import Metrics, check_truncation, select, staggered, start_runs
 from optax_unf.meta.inner import InnerProblem, Theta, unroll
@@ -18,11 +18,13 @@ class BackpropState(NamedTuple):
 
     Attributes:
       runs: inner runs, `[runs, ...]`.
-      remaining: inner steps until each restarts, `[runs]`.
+      remaining: inner steps of estimates until each restarts, `[runs]`.
+      fresh: which of them have yet to skip their first steps, `[runs]`.
     """
 
     runs: Any
     remaining: Int[Array, " runs"]
+    fresh: Bool[Array, " runs"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +42,15 @@ class Backprop:
       truncation: inner steps per estimate.
       clip_norm: the gradient of each run is scaled down to this norm.
       max_loss: where the loss is larger or not finite, the run has diverged.
+      skip: steps at the start of each run that go without an estimate. Their gradients are far larger than those of the
+        last steps, and outweigh them; without them, theta learns what helps late in a run.
     """
 
     runs: int = 16
     truncation: int = 50
     clip_norm: float = 1.0
     max_loss: float = 30.0
+    skip: int = 0
 
     def __post_init__(self) -> None:
         if self.runs < 1:
@@ -53,7 +58,9 @@ class Backprop:
 
     def check(self, horizon: int) -> None:
         """See `Estimator.check`."""
-        check_truncation(self.truncation, horizon)
+        if not 0 <= self.skip < horizon:
+            raise ValueError(f"skip must be at least 0 and below the horizon, {horizon}, but is {self.skip}.")
+        check_truncation(self.truncation, horizon, self.skip)
 
     def inner_steps(self, horizon: int) -> int:
         """See `Estimator.inner_steps`."""
@@ -66,7 +73,8 @@ class Backprop:
         run_key, age_key = jax.random.split(key)
         return BackpropState(
             runs=start_runs(problem, theta, run_key, self.runs),
-            remaining=staggered(age_key, self.runs, self.truncation, horizon),
+            remaining=staggered(age_key, self.runs, self.truncation, horizon - self.skip),
+            fresh=jnp.full(self.runs, self.skip > 0),
         )
 
     def estimate(
@@ -79,20 +87,28 @@ class Backprop:
             run, losses = unroll(stopping, theta, run, self.truncation, rematerialize=True)
             return losses.mean(), (run, (losses <= self.max_loss).all())
 
-        def one(particle: tuple[Theta, Any]) -> tuple[Theta, Any, Array, Array, Array]:
-            (loss, (run, held)), grad = jax.value_and_grad(outer_loss, has_aux=True)(*particle)
+        def skipped(theta: Theta, run: Any) -> Any:
+            return unroll(stopping, theta, run, self.skip)[0]
+
+        def one(particle: tuple[Theta, Any, Array]) -> tuple[Theta, Any, Array, Array, Array]:
+            theta, run, fresh = particle
+            run = jax.lax.cond(fresh, skipped, lambda _, run: run, theta, run)
+            (loss, (run, held)), grad = jax.value_and_grad(outer_loss, has_aux=True)(theta, run)
             norm = optax.tree.norm(grad)
             finite = jnp.isfinite(norm) & jnp.isfinite(loss)
             scale = self.clip_norm / jnp.maximum(norm, self.clip_norm)
             return jax.tree.map(lambda g: jnp.where(finite, g * scale, 0.0), grad), run, loss, finite, held
 
         thetas = jax.tree.map(lambda x: jnp.broadcast_to(x, (self.runs, *x.shape)), theta)
-        grads, runs, losses, finite, held = map_particles(one, (thetas, state.runs))
+        grads, runs, losses, finite, held = map_particles(one, (thetas, state.runs, state.fresh))
         count, diverged = jnp.maximum(finite.sum(), 1), ~(finite & held)
         remaining = state.remaining - self.truncation
         ended = (remaining <= 0) | diverged
-        fresh = start_runs(problem, theta, key, self.runs)
-        new = BackpropState(select(ended, fresh, runs), jnp.where(ended, horizon, remaining))
+        new = BackpropState(
+            runs=select(ended, start_runs(problem, theta, key, self.runs), runs),
+            remaining=jnp.where(ended, horizon - self.skip, remaining),
+            fresh=ended & (self.skip > 0),
+        )
         metrics = {"loss": jnp.where(finite, losses, 0.0).sum() / count, "diverged": diverged.sum()}
         return jax.tree.map(lambda g: g.sum(0) / count, grads), new, metrics
 

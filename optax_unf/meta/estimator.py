@@ -43,12 +43,14 @@ class Estimator(Protocol):
         ...
 
 
-def check_truncation(truncation: int, horizon: int) -> None:
-    """Raises ValueError unless whole truncations make up the horizon."""
-    if not 1 <= truncation <= horizon or horizon % truncation:
+def check_truncation(truncation: int, horizon: int, skip: int = 0) -> None:
+    """Raises ValueError unless whole truncations make up the horizon, or what is left of it after `skip` steps."""
+    left = horizon - skip
+    if not 1 <= truncation <= left or left % truncation:
         raise ValueError(
             f"The truncation must be between 1 and the horizon and divide it, but the truncation is {truncation} and "
-            f"the horizon {horizon}. Shorten the truncation, or lengthen the horizon to a multiple of it."
+            f"the horizon {left}{f' ({horizon} without {skip} that are skipped)' if skip else ''}. Shorten the "
+            f"truncation, or lengthen the horizon to a multiple of it."
         )
 
 
