@@ -41,7 +41,7 @@ class Backprop:
       runs: inner runs.
       truncation: inner steps per estimate.
       clip_norm: the gradient of each run is scaled down to this norm.
-      max_loss: where the loss is larger or not finite, the run has diverged.
+      max_loss: where the loss is larger or not finite, the run has diverged; so above the loss of fresh parameters.
       skip: steps at the start of each run that go without an estimate. Their gradients are far larger than those of the
         last steps, and outweigh them; without them, theta learns what helps late in a run.
     """
