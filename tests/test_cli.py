@@ -130,7 +130,7 @@ def test_a_recipe_is_its_stages():
         (["meta-train", "--task", "mlp-digits", "--optimizer", "adam"], "adam"),
         (
             ["meta-train", *TINY, "--estimator", "backprop", "--pairs", "3"],
-            "--runs, --truncation, but --pairs is given",
+            "--runs, --skip, --truncation, but --pairs is given",
         ),
         (["meta-train", *TINY, "--recipe", "small", "--steps", "5"], "but --steps is given besides"),
         (["meta-train", *TINY, "--config", "x.json", "--clip-norm", "5"], "but --clip-norm is given besides"),
