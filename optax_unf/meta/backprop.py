@@ -43,7 +43,7 @@ class Backprop:
       clip_norm: the gradient of each run is scaled down to this norm.
       max_loss: where the loss is larger or not finite, the run has diverged; so above the loss of fresh parameters.
       skip: steps at the start of each run that go without an estimate. Their gradients are far larger than those of the
-        last steps, and outweigh them; without them, theta learns what helps late in a run.
+        last steps, and outweigh them. `inner_steps` leaves them out.
     """
 
     runs: int = 16
@@ -92,7 +92,8 @@ class Backprop:
 
         def one(particle: tuple[Theta, Any, Array]) -> tuple[Theta, Any, Array, Array, Array]:
             theta, run, fresh = particle
-            run = jax.lax.cond(fresh, skipped, lambda _, run: run, theta, run)
+            if self.skip:
+                run = jax.lax.cond(fresh, skipped, lambda _, run: run, theta, run)
             (loss, (run, held)), grad = jax.value_and_grad(outer_loss, has_aux=True)(theta, run)
             norm = optax.tree.norm(grad)
             finite = jnp.isfinite(norm) & jnp.isfinite(loss)
