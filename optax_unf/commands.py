@@ -16,7 +16,7 @@ from optax_unf.meta.fresh import fresh_keys, fresh_runs
 from optax_unf.meta.plot import plot_comparisons, plot_run
 from optax_unf.meta.results import Comparison, mean_and_error, read_comparison, read_comparisons, write_comparison
 from optax_unf.meta.table import markdown_page, result_lines
-from optax_unf.network import Head, OptimizerConfig
+from optax_unf.network import Head, Normalization, OptimizerConfig
 from optax_unf.options import RunOptions, StageOptions, run_config
 from optax_unf.tasks.task import task_spec
 from optax_unf.transfer import transfer_weights
@@ -61,6 +61,7 @@ def meta_train(
     recipe: Literal["small"] | None = None,
     config: Path | None = None,
     coefficients: Literal["full", "tied"] = "full",
+    normalization: Normalization = "leaf",
     alpha: float | None = None,
     start: str | None = None,
     learned: float = 1.0,
@@ -88,6 +89,7 @@ def meta_train(
       recipe: Stages that go far on a small budget, in place of one stage.
       config: JSON file with all settings and stages, such as the config.json of another run.
       coefficients: Of a UNF head: full fits one architecture, tied fits any.
+      normalization: Of what the network sees: by leaf, or of gradients by entry over time first, as in Adam.
       alpha: Initial step size; by default that of --start, or 0.1.
       start: Meta-weights to begin with, by name or path: see optax_unf.transfer_weights.
       learned: Factor of the learned part of the step of --start.
@@ -112,7 +114,7 @@ def meta_train(
     if coordinator is not None:
         meta.distributed.initialize(coordinator, process_id, processes)
     loaded = [tasks.get(name, data_dir=data_dir) for name in task]
-    architecture = OptimizerConfig(head=_HEADS[optimizer], coefficients=coefficients)
+    architecture = OptimizerConfig(head=_HEADS[optimizer], coefficients=coefficients, normalization=normalization)
     if alpha is not None:
         architecture = dataclasses.replace(architecture, alpha=alpha)
     settings = run_config(loaded, architecture.head, stage, run, recipe=recipe, file=config)

@@ -39,6 +39,7 @@ def evaluate(
     params: dict[str, Any],
     channels: Sequence[Channels],
     squares: Mapping[int, Float[Array, "channels 1"]],
+    known: Float[Array, " gradients"] | None,
     step: Float[Array, " time_channels"],
     block_entries: int,
     dtype: jnp.dtype,
@@ -51,13 +52,14 @@ def evaluate(
       params: parameters of `UpdateNetwork`.
       channels: of every leaf, not yet normalized.
       squares: the mean squares of the channels of the leaves that are evaluated in blocks, by number.
+      known: mean squares to divide gradient and momenta by, on all leaves; `None` for those in the leaf.
       step: the encoding of the iteration number.
       block_entries: how many entries of those to evaluate at a time.
       dtype: to compute in.
     """
     if squares:
-        return _InBlocks(config, spec, params, step, block_entries, dtype).evaluate(channels, squares)
-    features = [_normalized(xs, dtype) for xs in channels]
+        return _InBlocks(config, spec, params, known, step, block_entries, dtype).evaluate(channels, squares)
+    features = [_normalized(xs, known, dtype) for xs in channels]
     return UpdateNetwork(config, spec).apply({"params": params}, features, step)  # type: ignore[return-value]
 
 
@@ -97,6 +99,7 @@ class _InBlocks:
     config: OptimizerConfig
     spec: PermutationSpec
     params: dict[str, Any]
+    known: Float[Array, " gradients"] | None
     step: Float[Array, " time_channels"]
     block_entries: int
     dtype: jnp.dtype
@@ -104,7 +107,7 @@ class _InBlocks:
     def evaluate(
         self, channels: Sequence[Channels], squares: Mapping[int, Float[Array, "channels 1"]]
     ) -> list[Float[Array, "*shape"]]:
-        small = {n: _normalized(xs, self.dtype) for n, xs in enumerate(channels) if n not in squares}
+        small = {n: _normalized(xs, self.known, self.dtype) for n, xs in enumerate(channels) if n not in squares}
         features = dict(zip(small, self._through_trunk(list(small.values())), strict=True))
         return (self._deep_sets if self.config.head == "deepsets" else self._unf)(channels, squares, features)
 
@@ -125,6 +128,8 @@ class _InBlocks:
         self, inputs: Channels, squares: Float[Array, "channels 1"], tensor: Tensor, whole: Array
     ) -> tuple[Array, list[Array]]:
         whole = whole.astype(self.dtype)
+        if self.known is not None:
+            squares = jnp.concatenate([squares[: -len(self.known)], self.known[:, None]])
         return stream(inputs, lambda x: self._trunk(scaled(x, squares)), whole, tensor, self.block_entries)
 
     def _deep_sets(
@@ -169,5 +174,7 @@ class _InBlocks:
         return [y[0] for y in from_blocks(blocks, self.spec)]
 
 
-def _normalized(channels: Channels, dtype: jnp.dtype) -> Float[Array, "channels *shape"]:
-    return normalize(jnp.stack([x.astype(dtype) for x in channels]))
+def _normalized(
+    channels: Channels, known: Float[Array, " gradients"] | None, dtype: jnp.dtype
+) -> Float[Array, "channels *shape"]:
+    return normalize(jnp.stack([x.astype(dtype) for x in channels]), known)

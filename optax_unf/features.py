@@ -13,6 +13,8 @@ from optax_unf.contract import sum_axis
 DECAYS = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
 # Time scales of the encoding of the iteration number, as in Metz et al. 2020 (arXiv:2009.11243).
 TIME_SCALES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)
+# Decay of the mean square of each entry's gradient.
+SQUARE_DECAY = 0.99
 ENTRY_CHANNELS = 2 + len(DECAYS)
 TIME_CHANNELS = len(TIME_SCALES)
 
@@ -28,16 +30,51 @@ def encode_step(count: Int[Array, ""]) -> Float[Array, " 11"]:
     return jnp.tanh(jnp.asarray(count, jnp.float32) / jnp.array(TIME_SCALES, jnp.float32) - 1.0)
 
 
-def normalize(x: Float[Array, "channels *shape"]) -> Float[Array, "channels *shape"]:
+def scale_by_time(
+    grad: Float[Array, "*shape"], mean_square: Float[Array, "*shape"], count: Int[Array, ""]
+) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+    """A gradient divided by its root mean square over time, entry by entry, and the new mean square.
+
+    As in Adam (Kingma & Ba 2015, arXiv:1412.6980), the mean square is an exponential moving average from zero, which is
+    corrected for where it started. No entry of the result is above 1 / sqrt(1 - decay) in size.
+
+    Args:
+      grad: the gradient.
+      mean_square: the moving average of its square so far, in the dtype of `grad`.
+      count: how many gradients there were before this one.
+    """
+    new = SQUARE_DECAY * mean_square + (1.0 - SQUARE_DECAY) * jnp.square(bounded(grad))
+    unbiased = new / (1.0 - SQUARE_DECAY ** (count.astype(grad.dtype) + 1.0))
+    return bounded(grad) / (jnp.sqrt(unbiased) + _SMALLEST), new
+
+
+def noise_squares(count: Int[Array, ""], dtype: jnp.dtype) -> Float[Array, " 7"]:
+    """The mean squares of gradient and momenta at step `count`, were gradients white noise of unit variance.
+
+    Divided by their roots, momenta of gradients from `scale_by_time` keep what tells signal from noise: their size.
+    """
+    decays = jnp.array(DECAYS, dtype)
+    momenta = (1 - decays) / (1 + decays) * -jnp.expm1(2 * (count.astype(dtype) + 1) * jnp.log(decays))
+    return jnp.concatenate([jnp.ones(1, dtype), momenta])
+
+
+def normalize(
+    x: Float[Array, "channels *shape"], known: Float[Array, " known"] | None = None
+) -> Float[Array, "channels *shape"]:
     """Divides each channel by its root mean square, and clips what is left to +-10.
 
     Finite for every finite input in float32, from 1e-38 to 1e38; NaN stays NaN, so that it is seen.
+
+    Args:
+      x: the channels of a leaf.
+      known: mean squares of the last channels, to take instead of what they are in the leaf.
     """
-    squares = jnp.square(bounded(x))
+    squares = jnp.square(bounded(x if known is None else x[: len(x) - len(known)]))
     if x.ndim > 2:
         squares = sum_axis(squares, -1)
-    total = squares.sum(tuple(range(1, squares.ndim)))
-    mean_square = total / max(math.prod(x.shape[1:]), 1)
+    mean_square = squares.sum(tuple(range(1, squares.ndim))) / max(math.prod(x.shape[1:]), 1)
+    if known is not None:
+        mean_square = jnp.concatenate([mean_square, known])
     return scaled(x, mean_square.reshape(-1, *(1 for _ in x.shape[1:])))
 
 

@@ -18,6 +18,7 @@ from optax_unf.spec import PermutationSpec
 _SMALL_ENTRIES = 2**13
 
 Head: TypeAlias = Literal["unf", "nfn", "deepsets", "none"]
+Normalization: TypeAlias = Literal["leaf", "entry"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,9 @@ class OptimizerConfig:
       hidden_channels: width of the trunk.
       hidden_layers: Deep Sets layers before the head.
       pool: whether the trunk's Deep Sets layers have their pooled part.
+      normalization: of what f sees. `"leaf"`: every channel is divided by its root mean square in the leaf. `"entry"`:
+        gradients are divided by their root mean square over time, entry by entry as in Adam, before f and its momenta
+        see them, and momenta by what it would be if gradients were noise; this takes one more accumulator.
       alpha: initial step size.
       gamma_0: initial decay of the nominal momentum.
       beta: initial weight of f.
@@ -40,6 +44,7 @@ class OptimizerConfig:
     hidden_channels: int = 32
     hidden_layers: int = 3
     pool: bool = False
+    normalization: Normalization = "leaf"
     alpha: float = 0.1
     gamma_0: float = 0.9
     beta: float = 1e-3
@@ -49,6 +54,8 @@ class OptimizerConfig:
             raise ValueError(f"head must be 'unf', 'nfn', 'deepsets' or 'none', but is {self.head!r}.")
         if self.coefficients not in ("full", "tied"):
             raise ValueError(f"coefficients must be 'full' or 'tied', but is {self.coefficients!r}.")
+        if self.normalization not in ("leaf", "entry"):
+            raise ValueError(f"normalization must be 'leaf' or 'entry', but is {self.normalization!r}.")
         if self.hidden_channels < 1 or self.hidden_layers < 1:
             raise ValueError(
                 f"hidden_channels and hidden_layers must be positive, but are {self.hidden_channels} and "
@@ -61,6 +68,11 @@ class OptimizerConfig:
     def fits_one_space(self) -> bool:
         """Whether weights of this architecture belong to one weight space."""
         return self.head == "nfn" or (self.head == "unf" and self.coefficients == "full")
+
+    @property
+    def scales_entries(self) -> bool:
+        """Whether f sees gradients divided by their root mean square over time, which the state then holds."""
+        return self.head != "none" and self.normalization == "entry"
 
 
 class UpdateNetwork(nn.Module):

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
 from optax_unf.evaluate import default_block_entries, evaluate, goes_in_blocks
-from optax_unf.features import DECAYS, encode_step
+from optax_unf.features import DECAYS, encode_step, noise_squares, scale_by_time
 from optax_unf.infer import Inferred
 from optax_unf.paths import leaves_by_path, show_path
 from optax_unf.read_spec import make_spec
@@ -34,10 +34,13 @@ class ScaleByUNFState(NamedTuple):
       count: number of updates so far, int32 [].
       momenta: seven trees like the parameters, of the accumulator dtype: the momentum at gamma_0, then those at
         0.1, 0.5, 0.9, 0.99, 0.999 and 0.9999.
+      squares: a tree like the parameters, of the accumulator dtype: the mean square of each gradient over time, if the
+        weights' normalization is `"entry"`; else None.
     """
 
     count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride] (optax names it so)
     momenta: tuple[PyTree, ...]
+    squares: PyTree = None
 
 
 def scale_by_unf(
@@ -77,7 +80,8 @@ def scale_by_unf(
       A transformation whose `update` requires `params`.
 
     Raises:
-      ValueError: `params` is missing; the trees or the spec do not match; full-coefficient weights are used for
+      ValueError: `params` is missing; the trees or the spec do not match; the state is that of weights with another
+        normalization; full-coefficient weights are used for
         another weight space than theirs, or for a part of it.
       TypeError: a parameter or gradient is not real floating-point, or `accumulator_dtype` is not; `block_entries` is
         not a natural number.
@@ -108,6 +112,7 @@ def scale_by_unf(
         return ScaleByUNFState(
             count=jnp.zeros([], jnp.int32),
             momenta=tuple(jax.tree.map(zero, params) for _ in range(1 + len(DECAYS))),
+            squares=jax.tree.map(zero, params) if weights.config.scales_entries else None,
         )
 
     def update(
@@ -122,12 +127,19 @@ def scale_by_unf(
             )
         _check_real(params, "parameter")
         _check_real(updates, "gradient")
+        if (state.squares is not None) != weights.config.scales_entries:
+            raise ValueError(
+                f"The state {'lacks' if state.squares is None else 'has'} mean squares of the gradients, and is not "
+                f"that of weights with normalization={weights.config.normalization!r}. Call init with these weights."
+            )
         space = _weight_space(weights, spec, params)
         if not space.leaves:
-            return updates, ScaleByUNFState(_next(state.count), state.momenta)
-        direction, momenta = propagated(functools.partial(_direction, space=space, block_entries=block_entries))(
+            return updates, state._replace(count=_next(state.count))
+        step = propagated(functools.partial(_direction, space=space, block_entries=block_entries))
+        direction, momenta, squares = step(
             space.flatten(params, "parameters"),
             [space.flatten(tree, "momenta") for tree in state.momenta],
+            None if state.squares is None else space.flatten(state.squares, "squares"),
             grads=_checked_shapes(space, space.flatten(updates, "gradients")),
             count=state.count,
             weights=weights,
@@ -135,6 +147,7 @@ def scale_by_unf(
         return space.unflatten(direction, like=updates), ScaleByUNFState(
             _next(state.count),
             tuple(space.unflatten(m, like=tree) for m, tree in zip(momenta, state.momenta, strict=True)),
+            None if squares is None else space.unflatten(squares, like=state.squares),
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -199,14 +212,18 @@ def _descend(alpha: Float[Array, ""], direction: optax.Updates, params: optax.Pa
 def _direction(
     params: Sequence[Array],
     momenta: Sequence[Sequence[Array]],
+    squares: Sequence[Array] | None,
     *,
     grads: Sequence[Array],
     count: Int[Array, ""],
     weights: MetaWeights,
     space: PermutationSpec,
     block_entries: int | None,
-) -> tuple[list[Array], list[list[Array]]]:
-    """The direction and the new momenta, leaf by leaf in the order of the spec, with the dtypes of the first two."""
+) -> tuple[list[Array], list[list[Array]], list[Array] | None]:
+    """The direction, the new momenta and the new squares, leaf by leaf in the order of the spec.
+
+    They have the dtypes of the parameters, of the momenta and of the squares.
+    """
     # Leaves may be numpy arrays and plain numbers.
     params, grads = list(map(jnp.asarray, params)), list(map(jnp.asarray, grads))
     dtype = jnp.result_type(jnp.float32, *params)
@@ -214,23 +231,30 @@ def _direction(
     config = weights.config
     if block_entries is None:
         block_entries = default_block_entries()
+    seen = grads
+    if squares is not None:
+        pairs = [scale_by_time(g.astype(dtype), v.astype(dtype), count) for g, v in zip(grads, squares, strict=True)]
+        seen, squares = [g for g, _ in pairs], _cast([v for _, v in pairs], squares)
     # Leaves stay apart: side by side in one array, they would lose their shardings.
-    new, squares = [], {}
-    for n, (leaf, param, grad, *old) in enumerate(zip(space.leaves, params, grads, *momenta, strict=True)):
+    new, of_channels = [], {}
+    for n, (leaf, *arrays) in enumerate(zip(space.leaves, params, grads, seen, *momenta, strict=True)):
+        param, grad, scaled, *old = arrays
         if goes_in_blocks(leaf, config, block_entries):
-            after, squares[n] = advance(param, grad, old, decays)
+            after, of_channels[n] = advance(param, grad, scaled, old, decays)
         else:
-            wide = grad.astype(dtype)
-            after = _cast([d * m.astype(dtype) + (1.0 - d) * wide for d, m in zip(decays, old, strict=True)], old)
+            inputs = [grad.astype(dtype), *[scaled.astype(dtype)] * len(DECAYS)]
+            moved = [d * m.astype(dtype) + (1.0 - d) * g for d, m, g in zip(decays, old, inputs, strict=True)]
+            after = _cast(moved, old)
         new.append(after)
     direction = [after[0].astype(dtype) for after in new]
     if config.head != "none":
-        channels = [[param, grad, *after[1:]] for param, grad, after in zip(params, grads, new, strict=True)]
+        channels = [[param, grad, *after[1:]] for param, grad, after in zip(params, seen, new, strict=True)]
         network, step = weights.theta["network"], encode_step(count)
-        learned = evaluate(config, space, network, channels, squares, step, block_entries, dtype)
+        known = noise_squares(count, dtype) if config.scales_entries else None
+        learned = evaluate(config, space, network, channels, of_channels, known, step, block_entries, dtype)
         beta = weights.theta["beta"].astype(dtype)
         direction = [m + beta * f for m, f in zip(direction, learned, strict=True)]
-    return _cast(direction, params), [list(trees) for trees in zip(*new, strict=True)]
+    return _cast(direction, params), [list(trees) for trees in zip(*new, strict=True)], squares
 
 
 def _cast(leaves: Sequence[Array], like: Sequence[Array]) -> list[Array]:

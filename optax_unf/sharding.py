@@ -1,17 +1,16 @@
 """Sharded parameters, where their shardings are part of their types."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
 from jax.sharding import AxisType
-from jaxtyping import Array
+from jaxtyping import PyTree
 
-Leaves: TypeAlias = Sequence[Array]
-Result: TypeAlias = tuple[list[Array], list[list[Array]]]
+Trees: TypeAlias = tuple[PyTree, ...]
 
 
-def propagated(function: Callable[..., Result]) -> Callable[..., Result]:
+def propagated(function: Callable[..., Trees]) -> Callable[..., Trees]:
     """Lets the compiler choose shardings inside `function`, whose results are sharded like its positional arguments.
 
     Under explicit sharding (`jax.sharding.AxisType.Explicit`), jax refuses operations that do not determine the
@@ -19,12 +18,11 @@ def propagated(function: Callable[..., Result]) -> Callable[..., Result]:
     any, this is `function` itself.
     """
 
-    def call(leaves: Leaves, trees: Sequence[Leaves], **rest: Any) -> Result:
-        types = [jax.typeof(x) for x in (*leaves, *(x for tree in trees for x in tree))]
-        if not any(AxisType.Explicit in x.sharding.mesh.axis_types for x in types):
-            return function(leaves, trees, **rest)
-        shardings = jax.tree.map(lambda x: jax.typeof(x).sharding, (list(leaves), [list(tree) for tree in trees]))
-        automatic: Any = jax.sharding.auto_axes(lambda args, rest: function(*args, **rest), out_sharding=shardings)
-        return automatic((leaves, trees), rest)
+    def call(*trees: PyTree, **rest: Any) -> Trees:
+        shardings = jax.tree.map(lambda x: jax.typeof(x).sharding, trees)
+        if not any(AxisType.Explicit in sharding.mesh.axis_types for sharding in jax.tree.leaves(shardings)):
+            return function(*trees, **rest)
+        automatic: Any = jax.sharding.auto_axes(lambda trees, rest: function(*trees, **rest), out_sharding=shardings)
+        return automatic(trees, rest)
 
     return call

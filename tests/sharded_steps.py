@@ -49,7 +49,8 @@ SPEC = make_spec(AXES, PARAMS, sizes={"heads": SIZES["heads"]})
 @functools.cache
 def make(head):
     kind, coefficients = ("unf", head) if head in ("tied", "full") else (head, "full")
-    config = OptimizerConfig(head=kind, coefficients=coefficients, hidden_channels=8, hidden_layers=1, beta=0.5)
+    normalization = "entry" if head == "tied" else "leaf"
+    config = OptimizerConfig(kind, coefficients, 8, 1, normalization=normalization, beta=0.5)
     return unf(init_weights(config, SPEC, jax.random.key(7)), spec=SPEC)
 
 
@@ -98,7 +99,7 @@ def sharded(head, layout, kind, expected):
 
 
 def differently_sharded(params, state, shardings):
-    trees = (params, *state[0].momenta)
+    trees = (params, *state[0].momenta, state[0].squares or {})
     return sorted({p for t in trees for p, x in t.items() if not x.sharding.is_equivalent_to(shardings[p], x.ndim)})
 
 

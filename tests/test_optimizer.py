@@ -1,5 +1,6 @@
 """Eq. 31: the optax transformation against the equation, and what it does with odd input."""
 
+import dataclasses
 import itertools
 
 import chex
@@ -11,7 +12,7 @@ import pytest
 from flax.core import FrozenDict
 
 from optax_unf import OptimizerConfig, init_weights, make_spec, scale_by_unf, unf
-from optax_unf.features import DECAYS, TIME_SCALES
+from optax_unf.features import DECAYS, SQUARE_DECAY, TIME_SCALES
 
 AXES = {"first": {"kernel": ("in", "hidden"), "bias": ("hidden",)}, "second": {"kernel": ("hidden", "out")}}
 HEADS = ["unf", "deepsets", "nfn", "none"]
@@ -42,16 +43,28 @@ def by_hand(weights, grads_of_steps, params):
     momenta = [jax.tree.map(np.zeros_like, params) for _ in decays]
     directions = []
     for t, grads in enumerate(grads_of_steps):
+        seen = grads
+        if weights.config.normalization == "entry":
+            # The mean square over time as a weighted sum, whose weights are divided by their own sum.
+            ages = SQUARE_DECAY ** np.arange(t, -1, -1.0)
+            history = grads_of_steps[: t + 1]
+            squares = jax.tree.map(lambda *gs, a=ages: np.tensordot(a / a.sum(), np.square(gs), 1), *history)
+            seen = jax.tree.map(lambda g, v: g / np.sqrt(v), grads, squares)
         momenta = [
-            jax.tree.map(lambda m, g, d=d: d * m + (1 - d) * g, m, grads) for d, m in zip(decays, momenta, strict=True)
+            jax.tree.map(lambda m, g, d=d: d * m + (1 - d) * g, m, seen if n else grads)
+            for n, (d, m) in enumerate(zip(decays, momenta, strict=True))
         ]
         time = np.tanh(t / np.array(TIME_SCALES) - 1)
 
-        def leaf(w, g, m0, *ms, time=time):
+        def leaf(w, g, m0, *ms, t=t, time=time):
             channels = []
-            for x in (w, g, *ms):
-                scaled = x / np.sqrt(np.mean(x**2) + 1e-16)
-                channels.append(np.clip(scaled, -10, 10))
+            for n, x in enumerate((w, g, *ms)):
+                mean_square = np.mean(x**2)
+                if n and weights.config.normalization == "entry":
+                    # Of a weighted sum of unit noise: the sum of the squared weights.
+                    decay = 0.0 if n == 1 else DECAYS[n - 2]
+                    mean_square = sum(((1 - decay) * decay**age) ** 2 for age in range(t + 1))
+                channels.append(np.clip(x / np.sqrt(mean_square + 1e-16), -10, 10))
             x = np.stack([*channels, *(np.full(w.shape, e) for e in time)], axis=-1)
             layers = theta["network"]
             for n in range(3):
@@ -59,12 +72,13 @@ def by_hand(weights, grads_of_steps, params):
             out = x @ layers["head"]["kernel"] + layers["head"]["bias"]
             return m0 + theta["beta"] * out[..., 0]
 
-        directions.append(jax.tree.map(leaf, params, grads, *momenta))
+        directions.append(jax.tree.map(leaf, params, seen, *momenta))
     return directions
 
 
-def test_update_is_equation_31():
-    weights = make_weights("deepsets")
+@pytest.mark.parametrize("normalization", ["leaf", "entry"])
+def test_update_is_equation_31(normalization):
+    weights = make_weights("deepsets", normalization=normalization)
     params = make_params()
     grads = [make_params(key) for key in (1, 2, 3)]
     tx = scale_by_unf(weights)
@@ -99,9 +113,12 @@ def test_sgdm_is_optax_sgd_with_momentum():
 
 
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("coefficients", ["full", "tied"])
-def test_update_commutes_with_the_group(head, coefficients):
-    weights, spec = make_weights(head, coefficients), make_spec(AXES, make_params())
+@pytest.mark.parametrize(
+    ("coefficients", "normalization"), [("full", "leaf"), ("tied", "leaf"), ("full", "entry"), ("tied", "entry")]
+)
+def test_update_commutes_with_the_group(head, coefficients, normalization):
+    weights = make_weights(head, coefficients, normalization=normalization)
+    spec = make_spec(AXES, make_params())
     tx = unf(weights, spec=spec)
     permutation = spec.random_permutation(jax.random.key(5))
 
@@ -161,8 +178,9 @@ def test_float64():
         assert all(u.dtype == jnp.float64 for u in jax.tree.leaves(updates))
 
 
-def test_finite_input_gives_finite_updates():
-    tx = unf(make_weights(), spec=AXES)
+@pytest.mark.parametrize("normalization", ["leaf", "entry"])
+def test_finite_input_gives_finite_updates(normalization):
+    tx = unf(make_weights(normalization=normalization), spec=AXES)
     update = jax.jit(tx.update)
     scales = itertools.product([0.0, 1e-38, 1e-30, 1e-8, 1.0, 1e15, 1e30], [0.0, 1e-30, 1.0, 1e30])
     for gradient_scale, weight_scale in scales:
@@ -172,6 +190,31 @@ def test_finite_input_gives_finite_updates():
         for _ in range(2):
             updates, state = update(grads, state, params)
         assert all(np.isfinite(x).all() for x in jax.tree.leaves((updates, state)))
+
+
+def test_gradients_by_entry_have_no_scale():
+    # One scale for each entry and all time, which Adam does not see either.
+    weights = make_weights("deepsets", normalization="entry")
+    weights = dataclasses.replace(weights, theta=weights.theta | {"logit_gamma_0": jnp.float32(50.0)})  # m stays 0
+    scales = jax.tree.map(lambda x: jnp.exp(3.0 * x), make_params(9))
+
+    def train(scale):
+        tx, params = scale_by_unf(weights, spec=AXES), make_params()
+        state = tx.init(params)
+        for key in (1, 2, 3):
+            direction, state = tx.update(jax.tree.map(jnp.multiply, scale, make_params(key)), state, params)
+        return direction
+
+    chex.assert_trees_all_close(train(scales), train(jax.tree.map(jnp.ones_like, scales)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_state_of_another_normalization_is_refused():
+    params = make_params()
+    leaf, entry = (scale_by_unf(make_weights(normalization=name), spec=AXES) for name in ("leaf", "entry"))
+    with pytest.raises(ValueError, match=r"lacks mean squares.*normalization='entry'"):
+        entry.update(params, leaf.init(params), params)
+    with pytest.raises(ValueError, match=r"has mean squares.*normalization='leaf'"):
+        leaf.update(params, entry.init(params), params)
 
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
