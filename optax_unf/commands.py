@@ -89,7 +89,7 @@ def meta_train(
       recipe: Stages that go far on a small budget, in place of one stage.
       config: JSON file with all settings and stages, such as the config.json of another run.
       coefficients: Of a UNF head: full fits one architecture, tied fits any.
-      normalization: Of what the network sees: by leaf, or of gradients by entry over time first, as in Adam.
+      normalization: Of gradients: for the network, in each leaf, or by entry over time, as in Adam.
       alpha: Initial step size; by default that of --start, or 0.1.
       start: Meta-weights to begin with, by name or path: see optax_unf.transfer_weights.
       learned: Factor of the learned part of the step of --start.

@@ -13,8 +13,8 @@ from optax_unf.contract import sum_axis
 DECAYS = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
 # Time scales of the encoding of the iteration number, as in Metz et al. 2020 (arXiv:2009.11243).
 TIME_SCALES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)
-# Decay of the mean square of each entry's gradient.
-SQUARE_DECAY = 0.99
+# Decay of the mean square of each entry's gradient, as in Adam.
+SQUARE_DECAY = 0.999
 ENTRY_CHANNELS = 2 + len(DECAYS)
 TIME_CHANNELS = len(TIME_SCALES)
 

@@ -31,9 +31,10 @@ class OptimizerConfig:
       hidden_channels: width of the trunk.
       hidden_layers: Deep Sets layers before the head.
       pool: whether the trunk's Deep Sets layers have their pooled part.
-      normalization: of what f sees. `"leaf"`: every channel is divided by its root mean square in the leaf. `"entry"`:
-        gradients are divided by their root mean square over time, entry by entry as in Adam, before f and its momenta
-        see them, and momenta by what it would be if gradients were noise; this takes one more accumulator.
+      normalization: of gradients and momenta. `"leaf"`: for f, each is divided by its root mean square in the leaf.
+        `"entry"`: gradients are divided by their root mean square over time, entry by entry as in Adam, before anything
+        else, and momenta for f by what theirs would be if gradients were noise; this takes one more accumulator. The
+        nominal term is then that of Adam, and alpha has the size of its rates.
       alpha: initial step size.
       gamma_0: initial decay of the nominal momentum.
       beta: initial weight of f.
@@ -71,8 +72,8 @@ class OptimizerConfig:
 
     @property
     def scales_entries(self) -> bool:
-        """Whether f sees gradients divided by their root mean square over time, which the state then holds."""
-        return self.head != "none" and self.normalization == "entry"
+        """Whether gradients are divided by their root mean square over time, which the state then holds."""
+        return self.normalization == "entry"
 
 
 class UpdateNetwork(nn.Module):

@@ -33,7 +33,7 @@ class ScaleByUNFState(NamedTuple):
     Attributes:
       count: number of updates so far, int32 [].
       momenta: seven trees like the parameters, of the accumulator dtype: the momentum at gamma_0, then those at
-        0.1, 0.5, 0.9, 0.99, 0.999 and 0.9999.
+        0.1, 0.5, 0.9, 0.99, 0.999 and 0.9999. With normalization `"entry"` of gradients that `squares` has scaled.
       squares: a tree like the parameters, of the accumulator dtype: the mean square of each gradient over time, if the
         weights' normalization is `"entry"`; else None.
     """
@@ -231,24 +231,21 @@ def _direction(
     config = weights.config
     if block_entries is None:
         block_entries = default_block_entries()
-    seen = grads
     if squares is not None:
         pairs = [scale_by_time(g.astype(dtype), v.astype(dtype), count) for g, v in zip(grads, squares, strict=True)]
-        seen, squares = [g for g, _ in pairs], _cast([v for _, v in pairs], squares)
+        grads, squares = [g for g, _ in pairs], _cast([v for _, v in pairs], squares)
     # Leaves stay apart: side by side in one array, they would lose their shardings.
     new, of_channels = [], {}
-    for n, (leaf, *arrays) in enumerate(zip(space.leaves, params, grads, seen, *momenta, strict=True)):
-        param, grad, scaled, *old = arrays
+    for n, (leaf, param, grad, *old) in enumerate(zip(space.leaves, params, grads, *momenta, strict=True)):
         if goes_in_blocks(leaf, config, block_entries):
-            after, of_channels[n] = advance(param, grad, scaled, old, decays)
+            after, of_channels[n] = advance(param, grad, old, decays)
         else:
-            inputs = [grad.astype(dtype), *[scaled.astype(dtype)] * len(DECAYS)]
-            moved = [d * m.astype(dtype) + (1.0 - d) * g for d, m, g in zip(decays, old, inputs, strict=True)]
-            after = _cast(moved, old)
+            wide = grad.astype(dtype)
+            after = _cast([d * m.astype(dtype) + (1.0 - d) * wide for d, m in zip(decays, old, strict=True)], old)
         new.append(after)
     direction = [after[0].astype(dtype) for after in new]
     if config.head != "none":
-        channels = [[param, grad, *after[1:]] for param, grad, after in zip(params, seen, new, strict=True)]
+        channels = [[param, grad, *after[1:]] for param, grad, after in zip(params, grads, new, strict=True)]
         network, step = weights.theta["network"], encode_step(count)
         known = noise_squares(count, dtype) if config.scales_entries else None
         learned = evaluate(config, space, network, channels, of_channels, known, step, block_entries, dtype)

@@ -63,7 +63,6 @@ def tiles(sizes: tuple[int, ...], entries: int) -> Tiles:
 def advance(
     param: Float[Array, "*sizes"],
     grad: Float[Array, "*sizes"],
-    seen: Float[Array, "*sizes"],
     momenta: Sequence[Float[Array, "*sizes"]],
     decays: Float[Array, " momenta"],
 ) -> tuple[list[Float[Array, "*sizes"]], Float[Array, "channels 1"]]:
@@ -74,27 +73,24 @@ def advance(
 
     Args:
       param: the parameters.
-      grad: the gradient, of the first momentum.
-      seen: the gradient as f sees it, of all others.
+      grad: the gradient.
       momenta: the old ones, whose dtypes the new ones have.
       decays: of the momenta, in the dtype to compute in.
 
     Returns:
-      The new momenta, and the mean squares of parameters, `seen` and all momenta but the first, as
+      The new momenta, and the mean squares of parameters, gradient and all momenta but the first, as
       `optax_unf.features.normalize` takes them.
     """
     dtype, rows = decays.dtype, _Rows(grad.size)
-    flat_param, flat_grad, flat_seen = (x.reshape(-1) for x in (param, grad, seen))
+    flat_param, flat_grad = param.reshape(-1), grad.reshape(-1)
 
     def step(n: Int[Array, ""], carry: tuple[list[Array], Array]) -> tuple[list[Array], Array]:
         old, total = carry
-        channels = [rows.read(x, n).astype(dtype) for x in (flat_param, flat_seen)]
-        # Entries of one array are not read twice.
-        first = channels[1] if seen is grad else rows.read(flat_grad, n).astype(dtype)
+        channels = [rows.read(x, n).astype(dtype) for x in (flat_param, flat_grad)]
         new = []
         for k, m in enumerate(old):
             row = rows.read(m, n)
-            moved = (decays[k] * row.astype(dtype) + (1.0 - decays[k]) * (channels[1] if k else first)).astype(m.dtype)
+            moved = (decays[k] * row.astype(dtype) + (1.0 - decays[k]) * channels[1]).astype(m.dtype)
             row = jnp.where(rows.new(n), moved, row)
             new.append(jax.lax.dynamic_update_slice(m, row, (rows.begin(n),)))
             if k:

@@ -45,16 +45,14 @@ def test_a_leaf_in_blocks_is_the_leaf_whole(sizes, entries, names, seed):
 @pytest.mark.parametrize("shape", [(70, 99), (2048,), (3,), (5000,)])
 def test_momenta_and_mean_squares_row_by_row(shape):
     rng = np.random.default_rng(0)
-    scales = (1.0, 1e-3, 2.0, 1e20, 1.0, 10.0)
-    param, grad, seen, *momenta = (rng.normal(size=shape) * scale for scale in scales)
+    param, grad, *momenta = (rng.normal(size=shape) * scale for scale in (1.0, 1e-3, 1e20, 1.0, 10.0))
     decays = np.array([0.9, 0.1, 0.999])
-    inputs = (grad, seen, seen)
-    expected = [decay * m + (1 - decay) * g for decay, m, g in zip(decays, momenta, inputs, strict=True)]
-    squares = [np.mean(np.clip(x, -1e15, 1e15) ** 2) for x in (param, seen, *expected[1:])]
+    expected = [decay * m + (1 - decay) * grad for decay, m in zip(decays, momenta, strict=True)]
+    squares = [np.mean(np.clip(x, -1e15, 1e15) ** 2) for x in (param, grad, *expected[1:])]
     single = functools.partial(jnp.asarray, dtype=jnp.float32)
-    new, found = jax.jit(advance)(single(param), single(grad), single(seen), list(map(single, momenta)), single(decays))
+    new, found = jax.jit(advance)(single(param), single(grad), list(map(single, momenta)), single(decays))
     for a, b in zip(new, expected, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(a, b, rtol=1e-5)
     np.testing.assert_allclose(found[:, 0], squares, rtol=1e-5)
 
 

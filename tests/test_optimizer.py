@@ -1,6 +1,5 @@
 """Eq. 31: the optax transformation against the equation, and what it does with odd input."""
 
-import dataclasses
 import itertools
 
 import chex
@@ -43,16 +42,14 @@ def by_hand(weights, grads_of_steps, params):
     momenta = [jax.tree.map(np.zeros_like, params) for _ in decays]
     directions = []
     for t, grads in enumerate(grads_of_steps):
-        seen = grads
         if weights.config.normalization == "entry":
             # The mean square over time as a weighted sum, whose weights are divided by their own sum.
             ages = SQUARE_DECAY ** np.arange(t, -1, -1.0)
             history = grads_of_steps[: t + 1]
             squares = jax.tree.map(lambda *gs, a=ages: np.tensordot(a / a.sum(), np.square(gs), 1), *history)
-            seen = jax.tree.map(lambda g, v: g / np.sqrt(v), grads, squares)
+            grads = jax.tree.map(lambda g, v: g / np.sqrt(v), grads, squares)
         momenta = [
-            jax.tree.map(lambda m, g, d=d: d * m + (1 - d) * g, m, seen if n else grads)
-            for n, (d, m) in enumerate(zip(decays, momenta, strict=True))
+            jax.tree.map(lambda m, g, d=d: d * m + (1 - d) * g, m, grads) for d, m in zip(decays, momenta, strict=True)
         ]
         time = np.tanh(t / np.array(TIME_SCALES) - 1)
 
@@ -72,7 +69,7 @@ def by_hand(weights, grads_of_steps, params):
             out = x @ layers["head"]["kernel"] + layers["head"]["bias"]
             return m0 + theta["beta"] * out[..., 0]
 
-        directions.append(jax.tree.map(leaf, params, seen, *momenta))
+        directions.append(jax.tree.map(leaf, params, grads, *momenta))
     return directions
 
 
@@ -110,6 +107,19 @@ def test_sgdm_is_optax_sgd_with_momentum():
         a, ours_state = ours.update(make_params(key), ours_state, params)
         b, theirs_state = theirs.update(make_params(key), theirs_state, params)
         chex.assert_trees_all_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_sgdm_by_entry_is_adam():
+    # But for the correction of the first moment, which `scale_by_adam` divides by 1 - gamma^t.
+    weights, params = make_weights("none", normalization="entry"), make_params()
+    gamma = float(weights.gamma_0)
+    ours, theirs = scale_by_unf(weights), optax.scale_by_adam(b1=gamma, b2=SQUARE_DECAY)
+    ours_state, theirs_state = ours.init(params), theirs.init(params)
+    grads = make_params(1)
+    for t in range(1, 4):
+        a, ours_state = ours.update(grads, ours_state, params)
+        b, theirs_state = theirs.update(grads, theirs_state, params)
+        chex.assert_trees_all_close(a, jax.tree.map(lambda x, t=t: x * (1 - gamma**t), b), rtol=1e-4)
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -195,7 +205,6 @@ def test_finite_input_gives_finite_updates(normalization):
 def test_gradients_by_entry_have_no_scale():
     # One scale for each entry and all time, which Adam does not see either.
     weights = make_weights("deepsets", normalization="entry")
-    weights = dataclasses.replace(weights, theta=weights.theta | {"logit_gamma_0": jnp.float32(50.0)})  # m stays 0
     scales = jax.tree.map(lambda x: jnp.exp(3.0 * x), make_params(9))
 
     def train(scale):
