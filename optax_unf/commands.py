@@ -40,7 +40,7 @@ def list_weights(*, describe: bool = False, task: tuple[str, ...] = (), data_dir
         card = load_card(name)
         if card["task"] in chosen or not task:
             config = load_weights(name).config
-            head = config.head + (" (tied)" if (config.head, config.coefficients) == ("unf", "tied") else "")
+            head = config.head + (f" ({', '.join(traits)})" if (traits := _traits(config)) else "")
             best = min((record["final_loss"] for record in card["curve"]), default=float("nan"))
             rows.append((name, card["task"], head, f"{card['outer_steps']:,}", f"{best:.4f}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -90,7 +90,7 @@ def meta_train(
       config: JSON file with all settings and stages, such as the config.json of another run.
       coefficients: Of a UNF head: full fits one architecture, tied fits any.
       normalization: Of gradients: for the network, in each leaf, or by entry over time, as in Adam.
-      alpha: Initial step size; by default that of --start, or 0.1.
+      alpha: Initial step size; by default that of --start, or 0.1; by entry it is a rate of Adam, and must be given.
       start: Meta-weights to begin with, by name or path: see optax_unf.transfer_weights.
       learned: Factor of the learned part of the step of --start.
       seed: Of all randomness.
@@ -110,6 +110,10 @@ def meta_train(
         raise ValueError(f"{out} must not hold a run, but does. Continue it with --resume, or give a new folder.")
     if learned != 1.0 and start is None:
         raise ValueError(f"--learned changes the weights of --start, but is {learned} without --start.")
+    if normalization == "entry" and start is None and alpha is None:
+        raise ValueError(
+            "With --normalization entry the nominal term is Adam's: give its rate by --alpha, such as 1e-3."
+        )
     _start_devices(devices)
     if coordinator is not None:
         meta.distributed.initialize(coordinator, process_id, processes)
@@ -260,7 +264,7 @@ def _command() -> list[str]:
 
 
 def _pretrained_for(task: str) -> list[str]:
-    wanted = [f"{task}-{ending}" for ending in _HEADS]
+    wanted = [f"{task}-{head}{by}" for head in _HEADS for by in ("", "-entry")]
     if not (found := [name for name in wanted if name in list_pretrained()]):
         raise ValueError(
             f"There must be pretrained meta-weights for {task}, {' or '.join(wanted)}, but there are none. Name others "
@@ -274,8 +278,12 @@ def _labelled(sources: Sequence[str]) -> dict[str, MetaWeights]:
     labelled: dict[str, MetaWeights] = {}
     for source in sources:
         weights = load_weights(source)
-        label = _LABELS[weights.config.head]
-        if weights.config.head == "unf" and weights.config.coefficients == "tied":
-            label += ", tied"
+        label = ", ".join((_LABELS[weights.config.head], *_traits(weights.config)))
         labelled[f"{label} ({Path(source).stem})" if label in labelled else label] = weights
     return labelled
+
+
+def _traits(config: OptimizerConfig) -> list[str]:
+    """What tells an architecture from the paper's."""
+    tied = (config.head, config.coefficients) == ("unf", "tied")
+    return [name for name, present in (("tied", tied), ("by entry", config.scales_entries)) if present]

@@ -36,7 +36,8 @@ def transfer_weights(
       learned: factor of the learned part of the step.
 
     Raises:
-      ValueError: the trunks differ, or alpha is not positive.
+      ValueError: the trunks differ, alpha is not positive, or it is not given although the normalization, and with it
+        the size of the nominal term, is another.
 
     Example:
       >>> import jax
@@ -49,6 +50,11 @@ def transfer_weights(
     """
     if alpha is not None and not alpha > 0:
         raise ValueError(f"alpha must be positive, but is {alpha}.")
+    if alpha is None and config.scales_entries != weights.config.scales_entries:
+        raise ValueError(
+            f"The nominal term of weights with normalization={weights.config.normalization!r} has another size than "
+            f"with {config.normalization!r}, so alpha must be given. By entry it has the size of a rate of Adam."
+        )
     fresh = init_weights(config, spec, key)
     theta = fresh.theta | {name: weights.theta[name] for name in ("log_alpha", "logit_gamma_0")}
     if "network" in fresh.theta and "network" in weights.theta:

@@ -83,20 +83,27 @@ def test_meta_train_then_resume_and_repeat(tmp_path, capsys):
     assert (out / "curves.png").is_file()
 
 
-@pytest.mark.parametrize("alpha", [None, 0.03])
-def test_meta_training_begins_with_other_weights(tmp_path, alpha):
+@pytest.mark.parametrize(("alpha", "normalization"), [(None, "leaf"), (0.03, "leaf"), (2e-3, "entry")])
+def test_meta_training_begins_with_other_weights(tmp_path, alpha, normalization):
     start = "mlp-fashion-mnist-sgdm"
-    options = ["--start", start, *(["--alpha", str(alpha)] if alpha else [])]
+    options = ["--start", start, "--normalization", normalization, *(["--alpha", str(alpha)] if alpha else [])]
     rate = ("--steps", "1", "--pairs", "1", "--truncation", "2", "--learning-rate", "1e-30")
     main(["meta-train", *TINY, *rate, *RUN, "--out", str(tmp_path / "run"), *options])
     trained = load_weights(tmp_path / "run" / "weights.safetensors")
     np.testing.assert_allclose(trained.alpha, alpha or load_weights(start).alpha, rtol=1e-6)
+    assert trained.config.normalization == normalization
     assert load_card(tmp_path / "run" / "weights.safetensors")["start"] == start
 
 
 def test_the_learned_part_of_a_start_needs_a_start(capsys, tmp_path):
     message = failure(capsys, "meta-train", *TINY, *RUN, "--out", str(tmp_path / "run"), "--learned", "0.2")
     assert "--learned changes the weights of --start, but is 0.2 without --start" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_nominal_term_by_entry_needs_its_rate(capsys, tmp_path):
+    message = failure(capsys, "meta-train", *TINY, *RUN, "--out", str(tmp_path / "run"), "--normalization", "entry")
+    assert "give its rate by --alpha" in message
     assert not (tmp_path / "run").exists()
 
 

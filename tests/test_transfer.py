@@ -72,6 +72,16 @@ def test_less_of_the_learned_part_of_the_step():
     np.testing.assert_allclose(new.alpha * new.theta["beta"], 0.2 * old.alpha * old.theta["beta"], rtol=1e-5)
 
 
+def test_another_normalization_needs_a_step_size():
+    old = load_weights("mlp-fashion-mnist-deepsets")
+    config = OptimizerConfig(head="deepsets", normalization="entry")
+    with pytest.raises(ValueError, match=r"normalization='leaf'.*alpha must be given"):
+        transfer_weights(old, config, SPEC, KEY)
+    new = transfer_weights(old, config, SPEC, KEY, alpha=1e-3)
+    assert new.config.scales_entries
+    chex.assert_trees_all_equal(new.theta["network"], old.theta["network"])
+
+
 def test_a_step_size_below_zero():
     old = load_weights("mlp-fashion-mnist-deepsets")
     with pytest.raises(ValueError, match=r"alpha must be positive, but is -0\.1"):

@@ -26,6 +26,8 @@ _COLOURS = (
     "AdamW, cosine",
     "SGDM",
 )
+# The same optimizer with gradients by entry: its colour, another line.
+_BY_ENTRY = ", by entry"
 _COLUMNS = 2
 
 
@@ -117,7 +119,7 @@ def plot_comparisons(comparisons: Iterable[Comparison]) -> "Figure":
                 np.asarray(values) for values in (result.curve.step, result.curve.mean, result.curve.error)
             )
             mean = np.where(np.isfinite(mean), mean, np.nan)
-            style = "-" if result.learned else "--"
+            style = ("-." if result.name.endswith(_BY_ENTRY) else "-") if result.learned else "--"
             (handles[result.name],) = axes.plot(x, mean, style, color=colour, label=result.name, linewidth=1.4)
             band = np.where(np.isfinite(error), error, 0.0)
             axes.fill_between(x, mean - band, mean + band, color=colour, alpha=0.2, linewidth=0)
@@ -153,6 +155,7 @@ def _column(records: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.nd
 
 
 def _rank(name: str) -> int:
+    name = name.removesuffix(_BY_ENTRY)
     return _COLOURS.index(name) if name in _COLOURS else len(_COLOURS)
 
 
