@@ -112,7 +112,7 @@ def meta_train(
         raise ValueError(f"--learned changes the weights of --start, but is {learned} without --start.")
     if normalization == "entry" and start is None and alpha is None:
         raise ValueError(
-            "With --normalization entry the nominal term is Adam's: give its rate by --alpha, such as 1e-3."
+            "By entry the nominal term is Adam's: give its rate by --alpha, such as 1e-3."
         )
     _start_devices(devices)
     if coordinator is not None:
