@@ -111,9 +111,7 @@ def meta_train(
     if learned != 1.0 and start is None:
         raise ValueError(f"--learned changes the weights of --start, but is {learned} without --start.")
     if normalization == "entry" and start is None and alpha is None:
-        raise ValueError(
-            "By entry the nominal term is Adam's: give its rate by --alpha, such as 1e-3."
-        )
+        raise ValueError("By entry the nominal term is Adam's: give its rate by --alpha, such as 1e-3.")
     _start_devices(devices)
     if coordinator is not None:
         meta.distributed.initialize(coordinator, process_id, processes)
