@@ -36,7 +36,7 @@ def scale_by_time(
     """A gradient divided by its root mean square over time, entry by entry, and the new mean square.
 
     As in Adam (Kingma & Ba 2015, arXiv:1412.6980), the mean square is an exponential moving average from zero, which is
-    corrected for where it started. No entry of the result is above 1 / sqrt(1 - decay) in size.
+    corrected for where it started. Entries of a usual size come out at most 1 / sqrt(1 - decay) large.
 
     Args:
       grad: the gradient.
@@ -45,7 +45,8 @@ def scale_by_time(
     """
     new = SQUARE_DECAY * mean_square + (1.0 - SQUARE_DECAY) * jnp.square(bounded(grad))
     unbiased = new / (1.0 - SQUARE_DECAY ** (count.astype(grad.dtype) + 1.0))
-    return bounded(grad) / (jnp.sqrt(unbiased) + _SMALLEST), new
+    # Under the root, so that there is a derivative where all gradients were 0. What is not finite stays so.
+    return grad / jnp.sqrt(unbiased + _SMALLEST**2), new
 
 
 def noise_squares(count: Int[Array, ""], dtype: jnp.dtype) -> Float[Array, " 7"]:

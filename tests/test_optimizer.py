@@ -159,14 +159,19 @@ def test_vmap_over_meta_weights():
         chex.assert_trees_all_close(jax.tree.map(lambda x, n=n: x[n], together), alone(weights), rtol=1e-5, atol=1e-6)
 
 
-def test_gradient_through_an_update():
-    params, grads = make_params(), make_params(1)
+@pytest.mark.parametrize("normalization", ["leaf", "entry"])
+def test_gradient_through_two_updates(normalization):
+    params = make_params()
 
     def norm(weights):
+        # The second gradient depends on the weights, but for rows that are 0, as those of tokens that were not read.
         tx = unf(weights, spec=AXES)
-        return optax.tree.norm(tx.update(grads, tx.init(params), params)[0])
+        grads = jax.tree.map(lambda x: x.at[0].set(0.0), make_params(1))
+        updates, state = tx.update(grads, tx.init(params), params)
+        grads = jax.tree.map(lambda g, p, u: g * (p + u), grads, params, updates)
+        return optax.tree.norm(tx.update(grads, state, params)[0])
 
-    slope = jax.jit(jax.grad(norm))(make_weights())
+    slope = jax.jit(jax.grad(norm))(make_weights(normalization=normalization))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(slope))
     assert slope.theta["beta"] != 0
 
@@ -226,10 +231,11 @@ def test_a_state_of_another_normalization_is_refused():
         leaf.update(params, entry.init(params), params)
 
 
+@pytest.mark.parametrize("normalization", ["leaf", "entry"])
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
-def test_a_gradient_that_is_not_finite_is_seen_and_can_be_dropped(bad):
+def test_a_gradient_that_is_not_finite_is_seen_and_can_be_dropped(bad, normalization):
     params = make_params()
-    tx = unf(make_weights(), spec=AXES)
+    tx = unf(make_weights(normalization=normalization), spec=AXES)
     grads = make_params(1)
     broken = jax.tree.map(jnp.copy, grads)
     broken["first"]["kernel"] = broken["first"]["kernel"].at[1, 2].set(bad)
