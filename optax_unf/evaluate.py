@@ -51,8 +51,8 @@ def evaluate(
       spec: the weight space.
       params: parameters of `UpdateNetwork`.
       channels: of every leaf, not yet normalized.
-      squares: the mean squares of the channels of the leaves that are evaluated in blocks, by number.
-      known: mean squares to divide gradient and momenta by, on all leaves; `None` for those in the leaf.
+      squares: the mean squares to divide the channels of the leaves by that are evaluated in blocks, by number.
+      known: those of gradient and momenta on all other leaves; `None` for what they are in the leaf.
       step: the encoding of the iteration number.
       block_entries: how many entries of those to evaluate at a time.
       dtype: to compute in.
@@ -128,8 +128,6 @@ class _InBlocks:
         self, inputs: Channels, squares: Float[Array, "channels 1"], tensor: Tensor, whole: Array
     ) -> tuple[Array, list[Array]]:
         whole = whole.astype(self.dtype)
-        if self.known is not None:
-            squares = jnp.concatenate([squares[: -len(self.known)], self.known[:, None]])
         return stream(inputs, lambda x: self._trunk(scaled(x, squares)), whole, tensor, self.block_entries)
 
     def _deep_sets(

@@ -234,11 +234,12 @@ def _direction(
     if squares is not None:
         pairs = [scale_by_time(g.astype(dtype), v.astype(dtype), count) for g, v in zip(grads, squares, strict=True)]
         grads, squares = [g for g, _ in pairs], _cast([v for _, v in pairs], squares)
+    known = noise_squares(count, dtype) if config.scales_entries else None
     # Leaves stay apart: side by side in one array, they would lose their shardings.
     new, of_channels = [], {}
     for n, (leaf, param, grad, *old) in enumerate(zip(space.leaves, params, grads, *momenta, strict=True)):
         if goes_in_blocks(leaf, config, block_entries):
-            after, of_channels[n] = advance(param, grad, old, decays)
+            after, of_channels[n] = advance(param, grad, old, decays, known)
         else:
             wide = grad.astype(dtype)
             after = _cast([d * m.astype(dtype) + (1.0 - d) * wide for d, m in zip(decays, old, strict=True)], old)
@@ -247,7 +248,6 @@ def _direction(
     if config.head != "none":
         channels = [[param, grad, *after[1:]] for param, grad, after in zip(params, grads, new, strict=True)]
         network, step = weights.theta["network"], encode_step(count)
-        known = noise_squares(count, dtype) if config.scales_entries else None
         learned = evaluate(config, space, network, channels, of_channels, known, step, block_entries, dtype)
         beta = weights.theta["beta"].astype(dtype)
         direction = [m + beta * f for m, f in zip(direction, learned, strict=True)]

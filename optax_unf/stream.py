@@ -65,6 +65,7 @@ def advance(
     grad: Float[Array, "*sizes"],
     momenta: Sequence[Float[Array, "*sizes"]],
     decays: Float[Array, " momenta"],
+    known: Float[Array, " gradients"] | None,
 ) -> tuple[list[Float[Array, "*sizes"]], Float[Array, "channels 1"]]:
     """The momenta of a leaf after one step, and the mean square of each of its input channels.
 
@@ -76,11 +77,13 @@ def advance(
       grad: the gradient.
       momenta: the old ones, whose dtypes the new ones have.
       decays: of the momenta, in the dtype to compute in.
+      known: mean squares of gradient and momenta to return instead of what they are in the leaf.
 
     Returns:
       The new momenta, and the mean squares of parameters, gradient and all momenta but the first, as
       `optax_unf.features.normalize` takes them.
     """
+    measured = len(momenta) + 1 - (0 if known is None else len(known))
     dtype, rows = decays.dtype, _Rows(grad.size)
     flat_param, flat_grad = param.reshape(-1), grad.reshape(-1)
 
@@ -93,14 +96,17 @@ def advance(
             moved = (decays[k] * row.astype(dtype) + (1.0 - decays[k]) * channels[1]).astype(m.dtype)
             row = jnp.where(rows.new(n), moved, row)
             new.append(jax.lax.dynamic_update_slice(m, row, (rows.begin(n),)))
-            if k:
+            if k and len(channels) < measured:
                 # Read again: were the row used twice, the momentum would be copied at each step.
                 channels.append(rows.read(new[-1], n).astype(dtype))
-        return new, total + jnp.where(rows.new(n), jnp.square(bounded(jnp.stack(channels))), 0.0)
+        return new, total + jnp.where(rows.new(n), jnp.square(bounded(jnp.stack(channels[:measured]))), 0.0)
 
-    start = [m.reshape(-1) for m in momenta], jnp.zeros((1 + len(momenta), rows.length), dtype)
+    start = [m.reshape(-1) for m in momenta], jnp.zeros((measured, rows.length), dtype)
     new, total = jax.lax.fori_loop(0, rows.count, step, start)
-    return [m.reshape(grad.shape) for m in new], total.sum(1, keepdims=True) / grad.size
+    squares = total.sum(1, keepdims=True) / grad.size
+    if known is not None:
+        squares = jnp.concatenate([squares, known[:, None]])
+    return [m.reshape(grad.shape) for m in new], squares
 
 
 @dataclasses.dataclass(frozen=True)

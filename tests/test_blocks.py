@@ -42,15 +42,19 @@ def test_a_leaf_in_blocks_is_the_leaf_whole(sizes, entries, names, seed):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
 
 
+@pytest.mark.parametrize("known", [None, (1.0, 0.5, 0.25)])
 @pytest.mark.parametrize("shape", [(70, 99), (2048,), (3,), (5000,)])
-def test_momenta_and_mean_squares_row_by_row(shape):
+def test_momenta_and_mean_squares_row_by_row(shape, known):
     rng = np.random.default_rng(0)
     param, grad, *momenta = (rng.normal(size=shape) * scale for scale in (1.0, 1e-3, 1e20, 1.0, 10.0))
     decays = np.array([0.9, 0.1, 0.999])
     expected = [decay * m + (1 - decay) * grad for decay, m in zip(decays, momenta, strict=True)]
     squares = [np.mean(np.clip(x, -1e15, 1e15) ** 2) for x in (param, grad, *expected[1:])]
+    if known is not None:
+        squares[1:] = known
     single = functools.partial(jnp.asarray, dtype=jnp.float32)
-    new, found = jax.jit(advance)(single(param), single(grad), list(map(single, momenta)), single(decays))
+    known = None if known is None else single(known)
+    new, found = jax.jit(advance)(single(param), single(grad), list(map(single, momenta)), single(decays), known)
     for a, b in zip(new, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5)
     np.testing.assert_allclose(found[:, 0], squares, rtol=1e-5)

@@ -98,12 +98,12 @@ def test_a_missing_file_names_what_there_is(tmp_path):
         load_weights(tmp_path / "nothing.safetensors")
 
 
-def cheap(name):
+def to_train(name):
     """Whether to train with these weights: every task and head, but larger tasks compile for long."""
     return name.startswith("mlp-") or not (name.endswith("-sgdm") or f"{name}-entry" in list_pretrained())
 
 
-@pytest.mark.parametrize("name", [name for name in list_pretrained() if cheap(name)])
+@pytest.mark.parametrize("name", [name for name in list_pretrained() if to_train(name)])
 def test_pretrained_weights_train(name, monkeypatch):
     from optax_unf.meta import final_loss, learned_training, training_losses
 
