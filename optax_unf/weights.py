@@ -65,8 +65,10 @@ def init_weights(config: OptimizerConfig, spec: PermutationSpec, key: Array) -> 
         "logit_gamma_0": jax.scipy.special.logit(jnp.float32(config.gamma_0)),
     }
     if config.head != "none":
-        features = [jnp.zeros((ENTRY_CHANNELS, *leaf.shape)) for leaf in spec.leaves]
-        variables = UpdateNetwork(config, spec).init(key, features, jnp.zeros(TIME_CHANNELS))
+        # Shapes are enough to draw coefficients; features of a large model would not fit into memory.
+        features = [jax.ShapeDtypeStruct((ENTRY_CHANNELS, *leaf.shape), jnp.float32) for leaf in spec.leaves]
+        time = jax.ShapeDtypeStruct((TIME_CHANNELS,), jnp.float32)
+        variables = UpdateNetwork(config, spec).lazy_init(key, features, time)
         theta |= {"beta": jnp.float32(config.beta), "network": variables.get("params", {})}
     return MetaWeights(theta, config, spec if config.fits_one_space else None)
 

@@ -32,6 +32,16 @@ def make_weights(config=ARCHITECTURES[0]):
     return init_weights(config, make_spec(AXES, PARAMS, sizes={"heads": 2}), jax.random.key(0))
 
 
+@pytest.mark.parametrize("head", ["unf", "nfn", "deepsets"])
+def test_weights_are_drawn_without_an_evaluation(head):
+    def theta(*shape):
+        spec = make_spec({"kernel": ("in", "out")}, {"kernel": jax.ShapeDtypeStruct(shape, jnp.float32)})
+        return init_weights(OptimizerConfig(head=head, hidden_channels=4), spec, jax.random.key(0)).theta
+
+    # One channel of this leaf is 40 GB.
+    chex.assert_trees_all_equal(theta(100_000, 100_000), theta(3, 2))
+
+
 @pytest.mark.parametrize("config", ARCHITECTURES)
 def test_what_is_saved_comes_back(tmp_path, config):
     weights = make_weights(config)
