@@ -121,6 +121,14 @@ def test_the_outer_step_compiles_once_a_stage(whole_and_steps):
     assert [step._cache_size() for step in whole_and_steps[1]] == [1, 1]
 
 
+def test_weak_types_end_at_the_start():
+    theta = jax.eval_shape(initial_weights).theta
+    theta = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), theta) | {"log_alpha": jnp.log(0.01)}
+    assert theta["log_alpha"].weak_type
+    state = start_stage({"a": learned_training(SMALL, Regression())}, TWO_STAGES, jax.random.key(0), 0, theta)
+    assert not any(jax.typeof(x).weak_type for x in jax.tree.leaves(state))
+
+
 class Deep(Regression):
     """The same regression by two layers: another weight space, with other roles."""
 

@@ -67,8 +67,8 @@ def start_stage(
             particles.append(stage.estimator.init(seen, config.horizon, part, own_key))
         return tuple(particles)
 
-    # Copies, because the outer step donates its state.
-    theta = jax.tree.map(jnp.copy, theta)
+    # Copies, because the outer step donates its state; of strong type, as it gives them back.
+    theta = jax.tree.map(lambda x: jnp.array(x, x.dtype), theta)
     if stage.scalar_rate is not None:
         theta = with_positive_beta(theta)
     best_theta, best_loss = best or (jax.tree.map(jnp.copy, theta), jnp.float32(jnp.inf))
