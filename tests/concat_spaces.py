@@ -3,7 +3,6 @@
 import itertools
 import math
 
-import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 
@@ -36,7 +35,7 @@ def _can_be_shorter(axis):
 
 def make_concat_space(space):
     tree = {f"leaf_{i}": axes for i, axes in enumerate(space)}
-    params = {path: jnp.zeros(tuple(map(size_of, axes))) for path, axes in tree.items()}
+    params = {path: np.zeros(tuple(map(size_of, axes))) for path, axes in tree.items()}
     used = {name for name in SIZES if f"'{name}'" in repr(space)}
     return make_spec(tree, params, sizes={name: SIZES[name] for name in used})
 
@@ -44,14 +43,14 @@ def make_concat_space(space):
 def make_separate_space(space):
     """The spec with a leaf for each block, one axis for each of its factors."""
     tree = {f"leaf_{i}/block_{k}": block for i, axes in enumerate(space) for k, block in enumerate(separate_axes(axes))}
-    return make_spec(tree, {path: jnp.zeros(tuple(map(size_of, block))) for path, block in tree.items()})
+    return make_spec(tree, {path: np.zeros(tuple(map(size_of, block))) for path, block in tree.items()})
 
 
 def separate_features(space, x):
     """The features of `make_separate_space` that have the entries of `x`, those of `make_concat_space`."""
     return {
-        f"leaf_{i}/block_{k}": jnp.reshape(
-            x[f"leaf_{i}"][np.ix_(*entries)], (*map(size_of, block), *x[f"leaf_{i}"].shape[len(axes) :])
+        f"leaf_{i}/block_{k}": np.asarray(x[f"leaf_{i}"])[np.ix_(*entries)].reshape(
+            *map(size_of, block), *x[f"leaf_{i}"].shape[len(axes) :]
         )
         for i, axes in enumerate(space)
         for k, (block, entries) in enumerate(zip(separate_axes(axes), positions(axes), strict=True))

@@ -36,23 +36,27 @@ def count_terms(axes):
 
 def make_space(axes):
     tree = {f"leaf_{i}": a for i, a in enumerate(axes)}
-    params = {path: jnp.zeros(tuple(SIZES[n] for n in a)) for path, a in tree.items()}
+    params = {path: np.zeros([SIZES[n] for n in a]) for path, a in tree.items()}
     return make_spec(tree, params)
 
 
 def random_features(spec, key, channels, dtype=jnp.float32):
     rng = _generator(key)
-    return {leaf.path: jnp.asarray(rng.normal(size=(*leaf.shape, channels)), dtype) for leaf in spec.leaves}
+    return {leaf.path: _normal(rng, (*leaf.shape, channels), dtype) for leaf in spec.leaves}
 
 
 def randomize(variables, key):
     """Normal numbers in the shapes of `variables`, which may be what `jax.eval_shape` returns."""
     rng = _generator(key)
-    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), variables)
+    return jax.tree.map(lambda x: _normal(rng, x.shape, x.dtype), variables)
+
+
+def _normal(rng, shape, dtype):
+    # jax would compile programs for each shape.
+    return jnp.asarray(rng.normal(size=shape).astype(dtype))
 
 
 def _generator(key):
-    # jax would compile a program for each shape.
     return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
 
@@ -64,7 +68,8 @@ def both_orders(function, spec):
 def assert_close(left, right, tolerance=2e-5):
     """Trees are equal up to rounding, relative to the largest entry of each leaf."""
     for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
-        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * (1 + float(jnp.abs(a).max(initial=0))))
+        a = np.asarray(a)
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * (1 + float(np.abs(a).max(initial=0))))
 
 
 def bell(n):
@@ -84,15 +89,13 @@ def stacked_layer_maps(layer, spec):
         tree = {leaf.path: p.reshape(*leaf.shape, 1) for leaf, p in zip(spec.leaves, parts, strict=True)}
         return jnp.concatenate([layer.apply(variables, tree)[leaf.path].ravel() for leaf in spec.leaves])
 
-    zeros = {leaf.path: jnp.zeros((*leaf.shape, 1)) for leaf in spec.leaves}
+    zeros = {leaf.path: np.zeros((*leaf.shape, 1), np.float32) for leaf in spec.leaves}
     shapes = jax.eval_shape(layer.init, jax.random.key(0), zeros)
-    variables = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float64), shapes)
+    variables = jax.tree.map(lambda x: np.zeros(x.shape), shapes)
     # One pass for each coefficient, or one for each entry of the matrix.
     jacobian = jax.jacfwd if sum(x.size for x in jax.tree.leaves(variables)) < total**2 else jax.jacrev
     maps = jax.jit(jacobian(lambda v: jax.vmap(lambda x: flat(v, x), out_axes=1)(jnp.eye(total))))(variables)
-    return np.concatenate(
-        [np.reshape(np.moveaxis(m.reshape(total**2, -1), 0, 1), (-1, total**2)) for m in jax.tree.leaves(maps)]
-    )
+    return np.concatenate([np.asarray(m).reshape(total**2, -1).T.reshape(-1, total**2) for m in jax.tree.leaves(maps)])
 
 
 def stacked_basis_maps(spec):

@@ -94,7 +94,7 @@ def test_spans_what_algorithm_1_spans_with_repeated_names(axes):
 
 def mlp_space(depth, width):
     tree = {f"layer_{i}": {"w": (i, i + 1), "b": (i + 1,)} for i in range(depth)}
-    params = {name: {"w": jnp.zeros((width, width)), "b": jnp.zeros(width)} for name in tree}
+    params = {name: {"w": np.zeros((width, width)), "b": np.zeros(width)} for name in tree}
     return make_spec(tree, params)
 
 
