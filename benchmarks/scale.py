@@ -1,31 +1,39 @@
 """Memory, time and compilation of one update of a GPT-2-small-sized tree.
 
-    python benchmarks/scale.py [--coefficients tied] [--blocks 12] [--compile-only]
+    python benchmarks/scale.py [--coefficients tied] [--normalization entry] [--blocks 12] [--compile-only]
 
 Prints `name value unit` per line. The step takes parameters, state and gradients and replaces the first two.
 """
 
 import argparse
 import resource
+import time
 
 import jax
 import numpy as np
 import spaces
 import timing
 
+from optax_unf import OptimizerConfig, init_weights
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--coefficients", choices=["full", "tied"], default="full")
+    parser.add_argument("--normalization", choices=["leaf", "entry"], default="leaf")
     parser.add_argument("--blocks", type=int, default=12)
     parser.add_argument("--compile-only", action="store_true")
     parser.add_argument("--steps", type=int, default=7)
     args = parser.parse_args()
     spec, shapes = spaces.gpt2(args.blocks)
-    name = f"gpt2_{args.blocks}_blocks_{args.coefficients}"
-    optimizer = timing.learned(spec, args.coefficients)
+    name = f"gpt2_{args.blocks}_blocks_{args.coefficients}_by_{args.normalization}"
+    optimizer = timing.learned(spec, args.coefficients, args.normalization)
     print(f"{name}_leaves {len(spec.leaves)} leaves")
     print(f"{name}_parameters {timing.entries(spec) / 1e6:.1f} M")
+    start = time.perf_counter()
+    config = OptimizerConfig(coefficients=args.coefficients, normalization=args.normalization)
+    jax.block_until_ready(init_weights(config, spec, jax.random.key(0)).theta)
+    print(f"{name}_weights {time.perf_counter() - start:.1f} s")
     if args.compile_only:
         _, trace, compile_ = timing.compiled_step(optimizer, shapes)
         print(f"{name}_trace {trace:.1f} s\n{name}_compile {compile_:.1f} s")
