@@ -50,21 +50,31 @@ def copy(here, tmp_path):
 
 def test_a_killed_run_ends_with_the_same_bits(tmp_path, cache, whole):
     rng = random.Random(0)
-    waits = [in_a_save(0), after(rng.uniform(0, 1))]
+    waits = [in_a_save(0), after(rng.uniform(0, 1)), in_a_save(30)]
     found = interrupted(tmp_path, cache, waits)
     # The first wait is for a checkpoint that is being written.
     assert found[0].startswith("at ")
     assert same_result(tmp_path, whole)
 
 
-def test_sigterm_saves_and_the_run_continues_on_another_number_of_devices(tmp_path, cache, whole):
-    process = start(tmp_path, cache, XLA_FLAGS=f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2")
-    in_a_save(20)(process, tmp_path)
+def test_sigterm_saves_and_the_run_continues_exactly(tmp_path, cache, whole):
+    process = start(tmp_path, cache)
+    while not finished(tmp_path):
+        assert process.poll() is None
     process.terminate()
     assert process.wait(timeout=60) == 143
     newest = finished(tmp_path)[-1]
     assert metrics(tmp_path)[-1]["step"] == newest < 60
     assert unfinished(tmp_path) == []
+    finish(tmp_path, cache)
+    assert same_result(tmp_path, whole)
+
+
+def test_a_run_continues_on_another_number_of_devices(tmp_path, cache, whole):
+    process = start(tmp_path, cache, XLA_FLAGS=f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2")
+    in_a_save(20)(process, tmp_path)
+    process.terminate()
+    assert process.wait(timeout=60) == 143
     finish(tmp_path, cache)
     a, b = (np.load(out / "result.npz") for out in (tmp_path, whole))
     for name in a.files:
