@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from optax_unf.contract import Tensor, channels_to_positions, contract, positions_to_channels, tensors
-from optax_unf.features import normalize, pack, scaled, unpack
+from optax_unf.features import ENTRY_CHANNELS, mean_squares, normalize, pack, scaled, unpack
 from optax_unf.leaf import split_blocks
-from optax_unf.network import OptimizerConfig, UpdateNetwork
+from optax_unf.network import SMALL_ENTRIES, OptimizerConfig, UpdateNetwork
 from optax_unf.nn import DeepSets
 from optax_unf.nn.layout import from_blocks
 from optax_unf.nn.mix import Arrived, Contracted, mix_full, mix_tied, whole_full, whole_tied
@@ -38,7 +38,6 @@ def evaluate(
     spec: PermutationSpec,
     params: dict[str, Any],
     channels: Sequence[Channels],
-    squares: Mapping[int, Float[Array, "channels 1"]],
     known: Float[Array, " gradients"] | None,
     step: Float[Array, " time_channels"],
     block_entries: int,
@@ -51,15 +50,20 @@ def evaluate(
       spec: the weight space.
       params: parameters of `UpdateNetwork`.
       channels: of every leaf, not yet normalized.
-      squares: the mean squares to divide the channels of the leaves by that are evaluated in blocks, by number.
-      known: those of gradient and momenta on all other leaves; `None` for what they are in the leaf.
+      known: mean squares to divide gradients and momenta by; `None` for what they are in the leaf.
       step: the encoding of the iteration number.
-      block_entries: how many entries of those to evaluate at a time.
+      block_entries: how many entries of a large leaf to evaluate at a time; 0 for whole leaves.
       dtype: to compute in.
     """
+    squares = {
+        n: mean_squares(channels[n], known, dtype)
+        for n, leaf in enumerate(spec.leaves)
+        if _goes_in_blocks(leaf, config, block_entries)
+    }
     if squares:
         return _InBlocks(config, spec, params, known, step, block_entries, dtype).evaluate(channels, squares)
-    features = [_normalized(xs, known, dtype) for xs in channels]
+    features = _normalized(dict(enumerate(channels)), known, dtype)
+    features = [features[n] for n in range(len(channels))]
     return UpdateNetwork(config, spec).apply({"params": params}, features, step)  # type: ignore[return-value]
 
 
@@ -75,7 +79,7 @@ def default_block_entries() -> int:
     return _CPU_ENTRIES if devices[0].platform == "cpu" else _ACCELERATOR_ENTRIES
 
 
-def goes_in_blocks(leaf: LeafSpec, config: OptimizerConfig, block_entries: int) -> bool:
+def _goes_in_blocks(leaf: LeafSpec, config: OptimizerConfig, block_entries: int) -> bool:
     """Whether a leaf is evaluated in blocks: those with diagonals or fixed positions need all of it at once."""
     if not block_entries or math.prod(leaf.shape) <= _SMALL_BLOCKS * block_entries or config.pool:
         return False
@@ -107,28 +111,29 @@ class _InBlocks:
     def evaluate(
         self, channels: Sequence[Channels], squares: Mapping[int, Float[Array, "channels 1"]]
     ) -> list[Float[Array, "*shape"]]:
-        small = {n: _normalized(xs, self.known, self.dtype) for n, xs in enumerate(channels) if n not in squares}
+        small = {n: xs for n, xs in enumerate(channels) if n not in squares}
+        small = _normalized(small, self.known, self.dtype)
         features = dict(zip(small, self._through_trunk(list(small.values())), strict=True))
         return (self._deep_sets if self.config.head == "deepsets" else self._unf)(channels, squares, features)
 
-    def _trunk(self, x: Float[Array, "channels *shape"]) -> Float[Array, "features *shape"]:
-        for layer in range(self.config.hidden_layers):
-            dense = DeepSets(self.config.hidden_channels, pool=False, channel_axis=0)
-            variables = {"params": self.params[f"trunk_{layer}"]}
-            x = jax.nn.relu(dense.apply(variables, x, shared=self.step if layer == 0 else None))  # type: ignore[arg-type]
-        return x
+    @functools.cached_property
+    def _layers(self) -> list[dict[str, Array]]:
+        """The layers of the trunk, the first one with its part of the iteration number as a bias."""
+        first, *others = (self.params[f"trunk_{layer}"] for layer in range(self.config.hidden_layers))
+        entry, shared = jnp.split(first["kernel"], [ENTRY_CHANNELS])
+        return [{"kernel": entry, "bias": self.step @ shared + first["bias"]}, *others]
 
     def _through_trunk(self, xs: list[Array]) -> list[Float[Array, "features *shape"]]:
         """Small leaves go together, as one matrix."""
         if not xs:
             return []
-        return unpack(self._trunk(pack(xs)), [x.shape[1:] for x in xs])
+        return unpack(_trunk(self._layers, pack(xs)), [x.shape[1:] for x in xs])
 
     def _stream(
         self, inputs: Channels, squares: Float[Array, "channels 1"], tensor: Tensor, whole: Array
     ) -> tuple[Array, list[Array]]:
-        whole = whole.astype(self.dtype)
-        return stream(inputs, lambda x: self._trunk(scaled(x, squares)), whole, tensor, self.block_entries)
+        trunk = jax.tree_util.Partial(_scaled_trunk, self._layers, squares)
+        return _stream(list(inputs), trunk, whole.astype(self.dtype), _anonymous(tensor), self.block_entries)
 
     def _deep_sets(
         self, channels: Sequence[Channels], squares: Mapping[int, Array], features: Mapping[int, Array]
@@ -172,7 +177,44 @@ class _InBlocks:
         return [y[0] for y in from_blocks(blocks, self.spec)]
 
 
+# Leaves that differ in their names alone are traced once.
+_stream = jax.jit(stream, static_argnames=("leaf", "entries"))
+
+
+def _anonymous(tensor: Tensor) -> Tensor:
+    ranks = sorted(set(tensor.names))
+    return dataclasses.replace(tensor, path="", names=tuple(map(ranks.index, tensor.names)))
+
+
+def _scaled_trunk(
+    layers: Sequence[dict[str, Array]], squares: Float[Array, "channels 1"], x: Float[Array, "channels entries"]
+) -> Float[Array, "features entries"]:
+    return _trunk(layers, scaled(x, squares))
+
+
+def _trunk(layers: Sequence[dict[str, Array]], x: Float[Array, "channels *shape"]) -> Float[Array, "features *shape"]:
+    for params in layers:
+        dense = DeepSets(params["kernel"].shape[1], pool=False, channel_axis=0)
+        x = jax.nn.relu(dense.apply({"params": params}, x))  # type: ignore[arg-type]
+    return x
+
+
 def _normalized(
-    channels: Channels, known: Float[Array, " gradients"] | None, dtype: jnp.dtype
-) -> Float[Array, "channels *shape"]:
-    return normalize(jnp.stack([x.astype(dtype) for x in channels]), known)
+    channels: Mapping[int, Channels], known: Float[Array, " gradients"] | None, dtype: jnp.dtype
+) -> dict[int, Float[Array, "channels *shape"]]:
+    """The channels of leaves, normalized. Small leaves of one shape go together, and come as neighbours."""
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for n, xs in channels.items():
+        alike.setdefault(xs[0].shape, []).append(n)
+    done = {}
+    for shape, numbers in alike.items():
+        size = math.prod(shape)
+        if len(numbers) == 1 or size > SMALL_ENTRIES:
+            for n in numbers:
+                done[n] = normalize(jnp.stack([x.astype(dtype) for x in channels[n]]), known)
+            continue
+        rows = [x.astype(dtype).reshape(-1) for xs in zip(*(channels[n] for n in numbers), strict=True) for x in xs]
+        x = jnp.concatenate(rows).reshape(-1, len(numbers), size)
+        x = jax.vmap(normalize, (1, None), 1)(x, known).reshape(len(x), -1)
+        done |= dict(zip(numbers, unpack(x, [shape] * len(numbers)), strict=True))
+    return done

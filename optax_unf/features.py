@@ -79,6 +79,26 @@ def normalize(
     return scaled(x, mean_square.reshape(-1, *(1 for _ in x.shape[1:])))
 
 
+def mean_squares(
+    channels: Sequence[Float[Array, "*shape"]], known: Float[Array, " known"] | None, dtype: jnp.dtype
+) -> Float[Array, "channels 1"]:
+    """The mean square of each channel of a large leaf, for `scaled`.
+
+    As products, which take one pass at the speed of memory. Those that are too large for `normalize` come out as the
+    largest of its own.
+
+    Args:
+      channels: the channels of the leaf.
+      known: mean squares of the last ones, to take instead of what they are in the leaf.
+      dtype: to compute in.
+    """
+    measured = channels[: len(channels) - (0 if known is None else len(known))]
+    flat = [x.astype(dtype).reshape(-1) for x in measured]
+    found = jnp.stack([jnp.vdot(x, x, precision=jax.lax.Precision.HIGHEST) for x in flat]) / flat[0].size
+    found = jnp.minimum(found, _LARGEST**2)
+    return (found if known is None else jnp.concatenate([found, known]))[:, None]
+
+
 def bounded(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """The values whose squares `normalize` sums."""
     return jnp.clip(x, -_LARGEST, _LARGEST)

@@ -15,7 +15,7 @@ from optax_unf.nn.unf import Coefficients
 from optax_unf.spec import PermutationSpec
 
 # Leaves of at most this many entries go through the trunk together; others alone, which leaves their shardings alone.
-_SMALL_ENTRIES = 2**13
+SMALL_ENTRIES = 2**13
 
 Head: TypeAlias = Literal["unf", "nfn", "deepsets", "none"]
 Normalization: TypeAlias = Literal["leaf", "entry"]
@@ -100,8 +100,9 @@ class UpdateNetwork(nn.Module):
         config = self.config
         shapes = [leaf.shape for leaf in self.spec.leaves]
         # A pointwise trunk does not see leaves: small ones together are one matrix.
-        small = [n for n, shape in enumerate(shapes) if not config.pool and math.prod(shape) <= _SMALL_ENTRIES]
+        small = [n for n, shape in enumerate(shapes) if not config.pool and math.prod(shape) <= SMALL_ENTRIES]
         large = [n for n in range(len(shapes)) if n not in small]
+        small.sort(key=shapes.__getitem__)  # as neighbours they are normalized
         xs = [features[n] for n in large] + ([pack([features[n] for n in small])] if small else [])
         for layer in range(config.hidden_layers):
             dense = DeepSets(config.hidden_channels, config.pool, channel_axis=0, name=f"trunk_{layer}")

@@ -12,7 +12,7 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
-from optax_unf.evaluate import default_block_entries, evaluate, goes_in_blocks
+from optax_unf.evaluate import default_block_entries, evaluate
 from optax_unf.features import DECAYS, encode_step, noise_squares, scale_by_time
 from optax_unf.infer import Inferred
 from optax_unf.paths import leaves_by_path, show_path
@@ -20,7 +20,6 @@ from optax_unf.read_spec import make_spec
 from optax_unf.restrict import restrict
 from optax_unf.sharding import propagated
 from optax_unf.spec import PermutationSpec
-from optax_unf.stream import advance
 from optax_unf.weights import MetaWeights, check_fits, load_weights
 
 Weights: TypeAlias = MetaWeights | str | Path
@@ -227,7 +226,9 @@ def _direction(
     # Leaves may be numpy arrays and plain numbers.
     params, grads = list(map(jnp.asarray, params)), list(map(jnp.asarray, grads))
     dtype = jnp.result_type(jnp.float32, *params)
-    decays = jnp.stack([jnp.asarray(decay, dtype) for decay in (weights.gamma_0, *DECAYS)])
+    # Behind the barrier, no decay is a constant to the compiler: it would turn 0.5 m + 0.5 g into 0.5 (m + g), compute
+    # that twice, and keep a copy of m for it.
+    decays = jax.lax.optimization_barrier(jnp.stack([jnp.asarray(d, dtype) for d in (weights.gamma_0, *DECAYS)]))
     config = weights.config
     if block_entries is None:
         block_entries = default_block_entries()
@@ -236,19 +237,15 @@ def _direction(
         grads, squares = [g for g, _ in pairs], _cast([v for _, v in pairs], squares)
     known = noise_squares(count, dtype) if config.scales_entries else None
     # Leaves stay apart: side by side in one array, they would lose their shardings.
-    new, of_channels = [], {}
-    for n, (leaf, param, grad, *old) in enumerate(zip(space.leaves, params, grads, *momenta, strict=True)):
-        if goes_in_blocks(leaf, config, block_entries):
-            after, of_channels[n] = advance(param, grad, old, decays, known)
-        else:
-            wide = grad.astype(dtype)
-            after = _cast([d * m.astype(dtype) + (1.0 - d) * wide for d, m in zip(decays, old, strict=True)], old)
-        new.append(after)
+    new = [
+        _cast([d * m.astype(dtype) + (1.0 - d) * grad.astype(dtype) for d, m in zip(decays, old, strict=True)], old)
+        for grad, *old in zip(grads, *momenta, strict=True)
+    ]
     direction = [after[0].astype(dtype) for after in new]
     if config.head != "none":
         channels = [[param, grad, *after[1:]] for param, grad, after in zip(params, grads, new, strict=True)]
         network, step = weights.theta["network"], encode_step(count)
-        learned = evaluate(config, space, network, channels, of_channels, known, step, block_entries, dtype)
+        learned = evaluate(config, space, network, channels, known, step, block_entries, dtype)
         beta = weights.theta["beta"].astype(dtype)
         direction = [m + beta * f for m, f in zip(direction, learned, strict=True)]
     return _cast(direction, params), [list(trees) for trees in zip(*new, strict=True)], squares

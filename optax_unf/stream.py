@@ -15,10 +15,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from optax_unf.contract import Contraction, Tensor, contractions, mean_axis, sum_axis
-from optax_unf.features import bounded
-
-# Entries of a row: those of all channels fit into the second-level cache.
-_ROW = 2048
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,84 +52,11 @@ def tiles(sizes: tuple[int, ...], entries: int) -> Tiles:
     while axis > 0 and after * sizes[axis] <= entries:
         after *= sizes[axis]
         axis -= 1
-    length = min(sizes[axis], max(1, entries // after))
-    return Tiles(sizes, axis, -(-sizes[axis] // -(-sizes[axis] // length)))
-
-
-def advance(
-    param: Float[Array, "*sizes"],
-    grad: Float[Array, "*sizes"],
-    momenta: Sequence[Float[Array, "*sizes"]],
-    decays: Float[Array, " momenta"],
-    known: Float[Array, " gradients"] | None,
-) -> tuple[list[Float[Array, "*sizes"]], Float[Array, "channels 1"]]:
-    """The momenta of a leaf after one step, and the mean square of each of its input channels.
-
-    Row by row: so the new momenta take the place of the old ones, each is read once, and the squares are not one chain
-    of additions but many in parallel.
-
-    Args:
-      param: the parameters.
-      grad: the gradient.
-      momenta: the old ones, whose dtypes the new ones have.
-      decays: of the momenta, in the dtype to compute in.
-      known: mean squares of gradient and momenta to return instead of what they are in the leaf.
-
-    Returns:
-      The new momenta, and the mean squares of parameters, gradient and all momenta but the first, as
-      `optax_unf.features.normalize` takes them.
-    """
-    measured = len(momenta) + 1 - (0 if known is None else len(known))
-    dtype, rows = decays.dtype, _Rows(grad.size)
-    flat_param, flat_grad = param.reshape(-1), grad.reshape(-1)
-
-    def step(n: Int[Array, ""], carry: tuple[list[Array], Array]) -> tuple[list[Array], Array]:
-        old, total = carry
-        channels = [rows.read(x, n).astype(dtype) for x in (flat_param, flat_grad)]
-        new = []
-        for k, m in enumerate(old):
-            row = rows.read(m, n)
-            moved = (decays[k] * row.astype(dtype) + (1.0 - decays[k]) * channels[1]).astype(m.dtype)
-            row = jnp.where(rows.new(n), moved, row)
-            new.append(jax.lax.dynamic_update_slice(m, row, (rows.begin(n),)))
-            if k and len(channels) < measured:
-                # Read again: were the row used twice, the momentum would be copied at each step.
-                channels.append(rows.read(new[-1], n).astype(dtype))
-        return new, total + jnp.where(rows.new(n), jnp.square(bounded(jnp.stack(channels[:measured]))), 0.0)
-
-    start = [m.reshape(-1) for m in momenta], jnp.zeros((measured, rows.length), dtype)
-    new, total = jax.lax.fori_loop(0, rows.count, step, start)
-    squares = total.sum(1, keepdims=True) / grad.size
-    if known is not None:
-        squares = jnp.concatenate([squares, known[:, None]])
-    return [m.reshape(grad.shape) for m in new], squares
-
-
-@dataclasses.dataclass(frozen=True)
-class _Rows:
-    """An array of `size` entries in rows. The last row overlaps the one before it if they do not fill it."""
-
-    size: int
-
-    @property
-    def length(self) -> int:
-        return min(_ROW, self.size)
-
-    @property
-    def count(self) -> int:
-        return -(-self.size // self.length)
-
-    def begin(self, n: Int[Array, ""]) -> Int[Array, ""]:
-        """Where row n begins."""
-        return jnp.minimum(n * self.length, self.size - self.length)
-
-    def read(self, x: Float[Array, " size"], n: Int[Array, ""]) -> Float[Array, " row"]:
-        """Row n."""
-        return jax.lax.dynamic_slice(x, (self.begin(n),), (self.length,))
-
-    def new(self, n: Int[Array, ""]) -> Array | bool:
-        """Which of its entries were not in the row before."""
-        return True if self.size % self.length == 0 else self.begin(n) + jnp.arange(self.length) >= n * self.length
+    size = sizes[axis]
+    length = min(size, max(1, entries // after))
+    # Tiles that overlap are masked, which takes two more passes over their features: rather somewhat smaller ones.
+    divisor = next(d for d in range(length, 0, -1) if size % d == 0)
+    return Tiles(sizes, axis, divisor if 2 * divisor >= length else -(-size // -(-size // length)))
 
 
 def stream(
@@ -160,6 +83,7 @@ def stream(
     views = [x.reshape(cut.view) for x in inputs]
     sums = [_Sum(cut, axis) for axis in range(len(leaf.sizes))]
     dtype, features = whole.dtype, whole.shape[0]
+    overlapping = cut.view[1] % cut.length > 0
     start = (
         jnp.zeros((whole.shape[1], *cut.view), dtype),
         [jnp.zeros((features, *total.shape), dtype) for total in sums],
@@ -167,8 +91,11 @@ def stream(
 
     def step(n: Int[Array, ""], carry: tuple[Array, list[Array]]) -> tuple[Array, list[Array]]:
         products, totals = carry
-        before, at = n // cut.per_axis, n % cut.per_axis
-        begin = jnp.minimum(at * cut.length, cut.view[1] - cut.length)
+        # Plain `//` and `%` are several kernels each, for the sake of negative numbers.
+        before, at = (0, n) if cut.view[0] == 1 else (jax.lax.div(n, cut.per_axis), jax.lax.rem(n, cut.per_axis))
+        begin = at * cut.length
+        if overlapping:
+            begin = jnp.minimum(begin, cut.view[1] - cut.length)
         shape = (1, cut.length, cut.view[2])
         rows = [jax.lax.dynamic_slice(v, (before, begin, 0), shape).reshape(-1) for v in views]
         h = trunk(jnp.stack([row.astype(dtype) for row in rows]))
@@ -176,7 +103,7 @@ def stream(
         products = jax.lax.dynamic_update_slice(products, y, (0, before, begin, 0))
         h = h.reshape(features, *shape[1:])
         # Positions that the tile before has added already.
-        new = None if cut.view[1] % cut.length == 0 else begin + jnp.arange(cut.length) >= at * cut.length
+        new = begin + jnp.arange(cut.length) >= at * cut.length if overlapping else None
         return products, [total.add(t, h, before, begin, new) for total, t in zip(sums, totals, strict=True)]
 
     products, totals = jax.lax.fori_loop(0, cut.view[0] * cut.per_axis, step, start)
@@ -187,7 +114,7 @@ def stream(
 
 @dataclasses.dataclass(frozen=True)
 class _Sum:
-    """The sum along one axis of a leaf, added up tile by tile.
+    """The mean along one axis of a leaf, added up tile by tile.
 
     It is held as `[features, *shape]`, the axis that is summed having gone from the view of the tiles.
     """
@@ -208,18 +135,19 @@ class _Sum:
         self,
         total: Float[Array, "features before size after"],
         h: Float[Array, "features length after"],
-        before: Int[Array, ""],
+        before: Int[Array, ""] | int,
         begin: Int[Array, ""],
         new: Array | None,
     ) -> Float[Array, "features before size after"]:
-        """The sum with one more tile."""
+        """The mean with one more tile."""
         sizes, cut = self.tiles.sizes, self.tiles.axis
         if new is not None:
             h = h * new[:, None].astype(h.dtype)
         if self.axis < cut:
             # The index of the position among the axes before the cut, without this one.
             inner = math.prod(sizes[self.axis + 1 : cut])
-            at = (before // (inner * sizes[self.axis]) * inner + before % inner, begin, 0)
+            outer = jax.lax.div(before, inner * sizes[self.axis])
+            at = (outer * inner + jax.lax.rem(before, inner), begin, 0)
         elif self.axis == cut:
             h = _sum_middle(h)
             at = (before, 0, 0)
@@ -229,13 +157,14 @@ class _Sum:
             at = (before, begin, 0)
         at = (0, *at)
         old = jax.lax.dynamic_slice(total, at, (h.shape[0], 1, *h.shape[1:]))
-        return jax.lax.dynamic_update_slice(total, old + h[:, None], at)
+        # Divided here, where it is part of the addition, and not by a kernel of its own once all is added.
+        return jax.lax.dynamic_update_slice(total, old + h[:, None] / sizes[self.axis], at)
 
     def result(self, total: Float[Array, "features before size after"]) -> Float[Array, "features *sizes"]:
         """The mean along the axis, in the shape of the leaf without it."""
         sizes = self.tiles.sizes
         rest = sizes[: self.axis] + sizes[self.axis + 1 :]
-        return total.reshape(total.shape[0], *rest) / sizes[self.axis]
+        return total.reshape(total.shape[0], *rest)
 
 
 def _sum_middle(h: Float[Array, "features length after"]) -> Float[Array, "features 1 after"]:

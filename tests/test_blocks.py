@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from optax_unf import Concat, MetaWeights, OptimizerConfig, init_weights, make_spec, scale_by_unf
 from optax_unf.contract import Tensor, contract
-from optax_unf.stream import advance, stream
+from optax_unf.features import mean_squares, scaled
+from optax_unf.stream import stream, tiles
 
 
 @settings(max_examples=20, deadline=None)
@@ -42,22 +43,42 @@ def test_a_leaf_in_blocks_is_the_leaf_whole(sizes, entries, names, seed):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
 
 
-@pytest.mark.parametrize("known", [None, (1.0, 0.5, 0.25)])
-@pytest.mark.parametrize("shape", [(70, 99), (2048,), (3,), (5000,)])
-def test_momenta_and_mean_squares_row_by_row(shape, known):
+@pytest.mark.parametrize("known", [None, (0.5, 0.25)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_mean_squares_of_a_large_leaf(known, dtype):
     rng = np.random.default_rng(0)
-    param, grad, *momenta = (rng.normal(size=shape) * scale for scale in (1.0, 1e-3, 1e20, 1.0, 10.0))
-    decays = np.array([0.9, 0.1, 0.999])
-    expected = [decay * m + (1 - decay) * grad for decay, m in zip(decays, momenta, strict=True)]
-    squares = [np.mean(np.clip(x, -1e15, 1e15) ** 2) for x in (param, grad, *expected[1:])]
+    channels = [(rng.normal(size=(70, 99)) * scale).astype(dtype) for scale in (1.0, 1e-3, 10.0)]
+    expected = [np.mean(np.square(x, dtype=np.float64)) for x in channels]
     if known is not None:
-        squares[1:] = known
-    single = functools.partial(jnp.asarray, dtype=jnp.float32)
-    known = None if known is None else single(known)
-    new, found = jax.jit(advance)(single(param), single(grad), list(map(single, momenta)), single(decays), known)
-    for a, b in zip(new, expected, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5)
-    np.testing.assert_allclose(found[:, 0], squares, rtol=1e-5)
+        expected[1:] = known
+    known = None if known is None else jnp.asarray(known, jnp.float32)
+    found = mean_squares(list(map(jnp.asarray, channels)), known, jnp.float32)
+    np.testing.assert_allclose(found[:, 0], expected, rtol=1e-5)
+
+
+def test_mean_squares_too_large_for_float32():
+    sizes = [1e16, 1e20, 1e30, np.inf, np.nan]
+    found = mean_squares([jnp.full((70, 99), size, jnp.float32) for size in sizes], None, jnp.float32)
+    np.testing.assert_allclose(found[:, 0], [1e30, 1e30, 1e30, 1e30, np.nan])
+    for x, square in zip(sizes[:3], found, strict=False):
+        np.testing.assert_allclose(scaled(jnp.float32(x), square), 1.0, rtol=1e-5)
+
+
+def test_small_leaves_of_one_shape_are_normalized_each_for_itself():
+    rng = np.random.default_rng(0)
+    shapes = {"a": (5, 3), "b": (4,), "c": (5, 3), "d": (), "e": (5, 3), "f": (4,), "g": (3, 5), "h": ()}
+    params, grads = (
+        {name: jnp.asarray(rng.normal(size=shape) * 10.0**n, jnp.float32) for n, (name, shape) in enumerate(items)}
+        for items in (shapes.items(), reversed(shapes.items()))
+    )
+    weights = init_weights(OptimizerConfig(head="deepsets", beta=1.0), make_spec(None, params), jax.random.key(0))
+    tx = scale_by_unf(weights)
+    together, _ = tx.update(grads, tx.init(params), params)
+    for name in shapes:
+        # A Deep Sets head without pooling sees one entry at a time.
+        one, of_gradient = {name: params[name]}, {name: grads[name]}
+        alone, _ = tx.update(of_gradient, tx.init(one), one)
+        np.testing.assert_allclose(together[name], alone[name], rtol=1e-4, atol=1e-6)
 
 
 AXES = {
@@ -104,6 +125,22 @@ def test_an_update_in_blocks_is_the_update_whole(config, entries):
 
     whole, blocks = both(params, grads)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5), blocks, whole)
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=4), st.integers(1, 300))
+def test_tiles_cover_a_leaf_and_are_as_small_as_wanted(sizes, entries):
+    cut = tiles(tuple(sizes), entries)
+    before, size, after = cut.view
+    assert before * size * after == np.prod(sizes)
+    assert cut.length * after <= max(entries, after)
+    begins = np.minimum(np.arange(cut.per_axis) * cut.length, size - cut.length)
+    covered = begins[:, None] + np.arange(cut.length)
+    assert set(covered.ravel()) == set(range(size))
+
+
+def test_tiles_do_not_overlap_where_somewhat_smaller_ones_fit():
+    assert tiles((768, 3072), 2**14).length == 4
+    assert tiles((50257, 768), 2**14).length == 21
 
 
 def test_blocks_never_hold_the_features_of_a_leaf():
