@@ -169,6 +169,23 @@ def test_blocks_never_hold_the_features_of_a_leaf():
     assert temporary_bytes(4096) < 3 * leaf
 
 
+def test_leaves_that_differ_in_names_alone_are_traced_once():
+    params = {name: jnp.ones((40, 30)) for name in ("v", "w")}
+    spec = make_spec({"v": ("a", "b"), "w": ("d", "c")}, params)
+    tx = scale_by_unf(init_weights(OptimizerConfig(), spec, jax.random.key(0)), spec=spec, block_entries=100)
+    jaxpr = jax.make_jaxpr(tx.update)(params, tx.init(params), params).jaxpr
+    v, w = (eqn.params["jaxpr"] for eqn in _equations(jaxpr) if eqn.params.get("name") == "stream")
+    assert v is w
+
+
+def _equations(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in eqn.params.values():
+            if hasattr(inner, "jaxpr"):
+                yield from _equations(inner.jaxpr)
+
+
 def test_the_size_of_blocks_is_static():
     weights = init_weights(OptimizerConfig(head="deepsets"), make_spec(None, {"w": np.zeros(3)}), jax.random.key(0))
     injected = optax.inject_hyperparams(scale_by_unf)
