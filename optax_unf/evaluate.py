@@ -133,7 +133,7 @@ class _InBlocks:
         self, inputs: Channels, squares: Float[Array, "channels 1"], tensor: Tensor, whole: Array
     ) -> tuple[Array, list[Array]]:
         trunk = jax.tree_util.Partial(_scaled_trunk, self._layers, squares)
-        return _stream(list(inputs), trunk, whole.astype(self.dtype), _anonymous(tensor), self.block_entries)
+        return _jitted_stream(list(inputs), trunk, whole.astype(self.dtype), _anonymous(tensor), self.block_entries)
 
     def _deep_sets(
         self, channels: Sequence[Channels], squares: Mapping[int, Array], features: Mapping[int, Array]
@@ -178,7 +178,7 @@ class _InBlocks:
 
 
 # Leaves that differ in their names alone are traced once.
-_stream = jax.jit(stream, static_argnames=("leaf", "entries"))
+_jitted_stream = jax.jit(stream, static_argnames=("leaf", "entries"))
 
 
 def _anonymous(tensor: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ def _normalized(
                 done[n] = normalize(jnp.stack([x.astype(dtype) for x in channels[n]]), known)
             continue
         rows = [x.astype(dtype).reshape(-1) for xs in zip(*(channels[n] for n in numbers), strict=True) for x in xs]
-        x = jnp.concatenate(rows).reshape(-1, len(numbers), size)
+        x = jnp.concatenate(rows).reshape(len(channels[numbers[0]]), len(numbers), size)
         x = jax.vmap(normalize, (1, None), 1)(x, known).reshape(len(x), -1)
         done |= dict(zip(numbers, unpack(x, [shape] * len(numbers)), strict=True))
     return done
