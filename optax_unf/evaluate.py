@@ -195,7 +195,7 @@ def _scaled_trunk(
 def _trunk(layers: Sequence[dict[str, Array]], x: Float[Array, "channels *shape"]) -> Float[Array, "features *shape"]:
     for params in layers:
         dense = DeepSets(params["kernel"].shape[1], pool=False, channel_axis=0)
-        x = jax.nn.relu(dense.apply({"params": params}, x))  # type: ignore[arg-type]
+        x = jax.tree.map(jax.nn.relu, dense.apply({"params": params}, x))
     return x
 
 

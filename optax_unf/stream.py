@@ -81,12 +81,12 @@ def stream(
     """
     cut = tiles(leaf.sizes, entries)
     views = [x.reshape(cut.view) for x in inputs]
-    sums = [_Sum(cut, axis) for axis in range(len(leaf.sizes))]
+    means = [_Mean(cut, axis) for axis in range(len(leaf.sizes))]
     dtype, features = whole.dtype, whole.shape[0]
     overlapping = cut.view[1] % cut.length > 0
     start = (
         jnp.zeros((whole.shape[1], *cut.view), dtype),
-        [jnp.zeros((features, *total.shape), dtype) for total in sums],
+        [jnp.zeros((features, *mean.shape), dtype) for mean in means],
     )
 
     def step(n: Int[Array, ""], carry: tuple[Array, list[Array]]) -> tuple[Array, list[Array]]:
@@ -104,16 +104,16 @@ def stream(
         h = h.reshape(features, *shape[1:])
         # Positions that the tile before has added already.
         new = begin + jnp.arange(cut.length) >= at * cut.length if overlapping else None
-        return products, [total.add(t, h, before, begin, new) for total, t in zip(sums, totals, strict=True)]
+        return products, [mean.add(t, h, before, begin, new) for mean, t in zip(means, totals, strict=True)]
 
     products, totals = jax.lax.fori_loop(0, cut.view[0] * cut.per_axis, step, start)
     return products.reshape(-1, *leaf.sizes), _contractions(
-        leaf, [total.result(t) for total, t in zip(sums, totals, strict=True)]
+        leaf, [mean.result(t) for mean, t in zip(means, totals, strict=True)]
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class _Sum:
+class _Mean:
     """The mean along one axis of a leaf, added up tile by tile.
 
     It is held as `[features, *shape]`, the axis that is summed having gone from the view of the tiles.
