@@ -1,6 +1,7 @@
 """Memory, time and compilation of one update of a GPT-2-small-sized tree.
 
-    python benchmarks/scale.py [--coefficients tied] [--normalization entry] [--blocks 12] [--compile-only]
+    python benchmarks/scale.py [--coefficients tied] [--normalization entry] [--blocks 12]
+        [--block-entries 65536] [--compile-only]
 
 Prints `name value unit` per line. The step takes parameters, state and gradients and replaces the first two.
 """
@@ -22,12 +23,13 @@ def main() -> None:
     parser.add_argument("--coefficients", choices=["full", "tied"], default="full")
     parser.add_argument("--normalization", choices=["leaf", "entry"], default="leaf")
     parser.add_argument("--blocks", type=int, default=12)
+    parser.add_argument("--block-entries", type=int, help="of large leaves; by default as the device wants it")
     parser.add_argument("--compile-only", action="store_true")
     parser.add_argument("--steps", type=int, default=7)
     args = parser.parse_args()
     spec, shapes = spaces.gpt2(args.blocks)
     name = f"gpt2_{args.blocks}_blocks_{args.coefficients}_by_{args.normalization}"
-    optimizer = timing.learned(spec, args.coefficients, args.normalization)
+    optimizer = timing.learned(spec, args.coefficients, args.normalization, args.block_entries)
     print(f"{name}_leaves {len(spec.leaves)} leaves")
     print(f"{name}_parameters {timing.entries(spec) / 1e6:.1f} M")
     start = time.perf_counter()

@@ -10,6 +10,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+
 from optax_unf.meta.config import MetaTrainConfig
 from optax_unf.network import OptimizerConfig
 from optax_unf.tasks.task import Task
@@ -74,7 +76,7 @@ def provenance(command: Sequence[str]) -> dict[str, Any]:
         "command": shlex.join(command),
         "commit": _commit(),
         "date": datetime.date.today().isoformat(),
-        "machine": f"{cpu_cores()} CPU cores, {platform.machine()}",
+        "machine": _machine(),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
 
@@ -82,6 +84,12 @@ def provenance(command: Sequence[str]) -> dict[str, Any]:
 def cpu_cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _machine() -> str:
+    cores = f"{cpu_cores()} CPU cores, {platform.machine()}"
+    device = jax.devices()[0]
+    return cores if device.platform == "cpu" else f"{cores}, {jax.device_count()} x {device.device_kind}"
 
 
 def _commit() -> str:
