@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from optax_unf.meta import NRES, PES, Backprop, FullES, TruncatedES
+from optax_unf.meta import NRES, PES, Backprop, FullES, TruncatedES, inner
 from optax_unf.meta.inner import unroll
 
 HORIZON = 12
@@ -117,6 +117,12 @@ def test_backprop_agrees_with_the_closed_form(truncation, skip):
     check_mean(estimator, Drift(), THETA, closed_form("mean", truncation, skip))
 
 
+@pytest.mark.parametrize("truncation", [3, HORIZON])
+def test_backprop_of_the_last_loss_agrees_with_the_closed_form(truncation):
+    estimator = Backprop(runs=32, truncation=truncation, clip_norm=1e6, final_steps=1)
+    check_mean(estimator, Drift(), THETA, closed_form("final", truncation) / (HORIZON // truncation))
+
+
 class Cube:
     """x_{t+1} = x_t + theta from x_0 = 1, loss x_t^3: not quadratic, so that smoothing by the noise shows."""
 
@@ -175,14 +181,18 @@ def test_backprop_is_the_gradient_of_the_truncated_objective():
     np.testing.assert_allclose(metrics["loss"], loss(THETA), rtol=1e-5)
 
 
-def test_rematerialized_unroll_has_the_same_gradient():
+@pytest.mark.parametrize("kept", [2000, 4])
+def test_rematerialized_unroll_has_the_same_gradient(kept, monkeypatch):
+    monkeypatch.setattr(inner, "_KEPT_RUNS", kept)
     problem, run = Drift(), Drift().start(THETA, jax.random.key(1))
 
     def loss(theta, rematerialize):
-        return unroll(problem, theta, run, 5, rematerialize=rematerialize)[1].mean()
+        losses = unroll(problem, theta, run, HORIZON, rematerialize=rematerialize)[1]
+        return losses @ jnp.arange(HORIZON), losses
 
-    plain, again = (jax.grad(loss)(THETA, flag) for flag in (False, True))
+    (plain, losses), (again, same) = (jax.grad(loss, has_aux=True)(THETA, flag) for flag in (False, True))
     np.testing.assert_allclose(plain, again, rtol=1e-6)
+    np.testing.assert_array_equal(losses, same)
 
 
 def whole_run(estimator, seed):
@@ -340,9 +350,9 @@ def test_inner_steps_are_those_that_are_taken(estimator):
 
 
 @by_name
-def test_estimators_are_made_of_numbers_and_strings(estimator):
+def test_estimators_are_made_of_what_json_holds(estimator):
     settings = dataclasses.asdict(estimator)
-    assert all(isinstance(value, int | float | str) for value in settings.values())
+    assert all(isinstance(value, int | float | str | None) for value in settings.values())
     assert type(estimator)(**settings) == estimator
 
 
@@ -366,6 +376,12 @@ def test_settings_that_cannot_work_are_refused(make, message):
 def test_a_skip_that_leaves_no_whole_truncations_is_refused(skip, message):
     with pytest.raises(ValueError, match=message):
         Backprop(truncation=3, skip=skip).check(HORIZON)
+
+
+@pytest.mark.parametrize("final_steps", [0, 4])
+def test_more_final_steps_than_the_truncation_has_are_refused(final_steps):
+    with pytest.raises(ValueError, match="from 1 to the truncation, 3, but is"):
+        Backprop(truncation=3, final_steps=final_steps).check(HORIZON)
 
 
 @pytest.mark.parametrize("truncation", [0, 5, 24])

@@ -32,7 +32,8 @@ class Backprop:
     """Backpropagation through the truncation, each inner step rematerialized.
 
     Nearly free of noise, and biased towards what helps within the truncation: a warm start for PES. The objective is
-    the mean loss of the truncation; the gradient of each run is clipped before the mean is taken.
+    the mean loss of the truncation, or of its last steps; the gradient of each run is clipped before the mean is taken.
+    A truncation of the whole horizon has no bias, where gradients do not explode on the way.
 
     A run whose loss rises above `max_loss` takes no further steps, and restarts. Its gradient counts, because it leads
     away from there; left out, meta-weights with which all runs diverge would have none.
@@ -44,6 +45,7 @@ class Backprop:
       max_loss: where the loss is larger or not finite, the run has diverged; so above the loss of fresh parameters.
       skip: steps at the start of each run that go without an estimate. Their gradients are far larger than those of the
         last steps, and outweigh them. `inner_steps` leaves them out.
+      final_steps: how many losses at the end of the truncation the objective is the mean of; `None` for all.
     """
 
     runs: int = 16
@@ -51,6 +53,7 @@ class Backprop:
     clip_norm: float = 1.0
     max_loss: float = 30.0
     skip: int = 0
+    final_steps: int | None = None
 
     def __post_init__(self) -> None:
         if self.runs < 1:
@@ -61,6 +64,10 @@ class Backprop:
         if not 0 <= self.skip < horizon:
             raise ValueError(f"skip must be at least 0 and below the horizon, {horizon}, but is {self.skip}.")
         check_truncation(self.truncation, horizon, self.skip)
+        if self.final_steps is not None and not 1 <= self.final_steps <= self.truncation:
+            raise ValueError(
+                f"final_steps must be from 1 to the truncation, {self.truncation}, but is {self.final_steps}."
+            )
 
     def inner_steps(self, horizon: int) -> int:
         """See `Estimator.inner_steps`."""
@@ -85,7 +92,8 @@ class Backprop:
 
         def outer_loss(theta: Theta, run: Any) -> tuple[Float[Array, ""], tuple[Any, Array]]:
             run, losses = unroll(stopping, theta, run, self.truncation, rematerialize=True)
-            return losses.mean(), (run, (losses <= self.max_loss).all())
+            outer = losses[-(self.final_steps or self.truncation) :].mean()
+            return outer, (run, (losses <= self.max_loss).all())
 
         def skipped(theta: Theta, run: Any) -> Any:
             return unroll(stopping, theta, run, self.skip)[0]

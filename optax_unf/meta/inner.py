@@ -1,6 +1,8 @@
 """Inner runs: the training of a task network by the optimizer under study."""
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -15,6 +17,9 @@ from optax_unf.tasks.task import Task, task_spec
 from optax_unf.weights import MetaWeights
 
 Theta = PyTree[Float[Array, "..."]]
+
+# More are not kept for a backward pass: those of a small Transformer, of 1.4 MB each, would fill the memory.
+_KEPT_RUNS = 2000
 
 
 class InnerProblem(Protocol):
@@ -98,11 +103,24 @@ def unroll(
       theta: the meta-weights' arrays.
       run: where to start.
       length: number of steps.
-      rematerialize: keep only the runs between the steps for the backward pass, and recompute the rest.
+      rematerialize: keep only the runs between the steps for the backward pass, and recompute the rest. Of more than
+        2,000 steps keep some runs only, and recompute the others as well, which takes about a third more time.
     """
 
     def step(run: Any, _: None) -> tuple[Any, Float[Array, ""]]:
         return problem.step(theta, run)
 
-    body: Callable = jax.checkpoint(step, prevent_cse=False) if rematerialize else step
-    return jax.lax.scan(body, run, length=length)
+    if not rematerialize:
+        return jax.lax.scan(step, run, length=length)
+    step = jax.checkpoint(step, prevent_cse=False)
+    if length <= _KEPT_RUNS:
+        return jax.lax.scan(step, run, length=length)
+    # The divisor next to the root keeps least.
+    part = max(n for n in range(1, math.isqrt(length) + 1) if length % n == 0)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def steps(run: Any, _: None) -> tuple[Any, Float[Array, " part"]]:
+        return jax.lax.scan(step, run, length=part)
+
+    run, losses = jax.lax.scan(steps, run, length=length // part)
+    return run, losses.reshape(length)
