@@ -37,6 +37,11 @@ class Block:
         """The size of every factor."""
         return tuple(size for _, size in self.factors)
 
+    @property
+    def extent(self) -> tuple[int, ...]:
+        """How long the block is along each axis of the leaf in its `factored_shape`."""
+        return tuple(stop - start for start, stop in zip(self.start, self.stop, strict=True))
+
 
 @dataclasses.dataclass(frozen=True)
 class LeafSpec:

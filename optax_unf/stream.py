@@ -60,19 +60,23 @@ def tiles(sizes: tuple[int, ...], entries: int) -> Tiles:
 
 
 def stream(
-    inputs: Sequence[Float[Array, "*sizes"]],
+    inputs: Sequence[Float[Array, "..."]],
+    start: Sequence[int | Int[Array, ""]],
     trunk: Callable[[Float[Array, "channels entries"]], Float[Array, "features entries"]],
     whole: Float[Array, "features outputs"],
     leaf: Tensor,
+    extent: tuple[int, ...],
     entries: int,
 ) -> tuple[Float[Array, "outputs *sizes"], list[Float[Array, "features *kept"]]]:
-    """One leaf through the trunk.
+    """One leaf, or a block of one, through the trunk.
 
     Args:
-      inputs: the input channels.
+      inputs: the input channels; a block is a part of them.
+      start: where it begins along each of their axes.
       trunk: the pointwise part of f.
       whole: the matrix of all that is made of single entries, in the dtype to compute in.
-      leaf: the leaf, whose names must be distinct and all permuted.
+      leaf: the leaf or block, whose names must be distinct and all permuted.
+      extent: how long it is along each axis of the inputs.
       entries: about how many entries to evaluate at a time.
 
     Returns:
@@ -80,7 +84,7 @@ def stream(
       `contractions(leaf.names)`.
     """
     cut = tiles(leaf.sizes, entries)
-    views = [x.reshape(cut.view) for x in inputs]
+    read = _reader(inputs, start, extent, cut)
     means = [_Mean(cut, axis) for axis in range(len(leaf.sizes))]
     dtype, features = whole.dtype, whole.shape[0]
     overlapping = cut.view[1] % cut.length > 0
@@ -97,8 +101,7 @@ def stream(
         if overlapping:
             begin = jnp.minimum(begin, cut.view[1] - cut.length)
         shape = (1, cut.length, cut.view[2])
-        rows = [jax.lax.dynamic_slice(v, (before, begin, 0), shape).reshape(-1) for v in views]
-        h = trunk(jnp.stack([row.astype(dtype) for row in rows]))
+        h = trunk(jnp.stack([x.astype(dtype) for x in read(before, begin)]))
         y = jnp.einsum("io,in->on", whole, h).reshape(-1, *shape)
         products = jax.lax.dynamic_update_slice(products, y, (0, before, begin, 0))
         h = h.reshape(features, *shape[1:])
@@ -110,6 +113,21 @@ def stream(
     return products.reshape(-1, *leaf.sizes), _contractions(
         leaf, [mean.result(t) for mean, t in zip(means, totals, strict=True)]
     )
+
+
+def _reader(
+    inputs: Sequence[Array], start: Sequence[int | Int[Array, ""]], extent: tuple[int, ...], cut: Tiles
+) -> Callable[[Int[Array, ""] | int, Int[Array, ""]], list[Float[Array, " entries"]]]:
+    """A function that reads a tile of each input."""
+    if cut.axis == 0 and extent[0] == cut.sizes[0]:
+        # Whole rows of a block are read where they are, without a copy of the block.
+        shape = (cut.length, *extent[1:])
+        return lambda before, begin: [
+            jax.lax.dynamic_slice(x, (start[0] + begin, *start[1:]), shape).reshape(-1) for x in inputs
+        ]
+    views = [jax.lax.dynamic_slice(x, start, extent).reshape(cut.view) for x in inputs]
+    shape = (1, cut.length, cut.view[2])
+    return lambda before, begin: [jax.lax.dynamic_slice(v, (before, begin, 0), shape).reshape(-1) for v in views]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Large leaves in blocks: the same values as whole, whatever the shape and the size of the blocks."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -21,25 +22,32 @@ from optax_unf.stream import stream, tiles
     st.lists(st.integers(1, 9), min_size=1, max_size=4),
     st.integers(1, 40),
     st.permutations(range(4)),
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=4, max_size=4),
+    st.integers(0, 3),
     st.integers(0, 2**31),
 )
-def test_a_leaf_in_blocks_is_the_leaf_whole(sizes, entries, names, seed):
+def test_a_leaf_in_blocks_is_the_leaf_whole(sizes, entries, names, around, apart, seed):
     sizes, names = tuple(sizes), tuple(names[: len(sizes)])
     rng = np.random.default_rng(seed)
     leaf = Tensor("", names, sizes, sizes, (True,) * len(sizes))
     inputs = jnp.asarray(rng.normal(size=(3, *sizes)), jnp.float32)
+    # The leaf as a part of a larger one, in which all axes but the first few are one.
+    extent = (*sizes[:apart], math.prod(sizes[apart:])) if apart < len(sizes) else sizes
+    around = around[: len(extent)]
+    larger = jnp.pad(inputs.reshape(3, *extent), [(0, 0), *around], constant_values=np.nan)
+    start = tuple(before for before, _ in around)
     first, whole = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((3, 5), (5, 2)))
 
     def trunk(x):
         return jnp.tanh(jnp.einsum("io,i...->o...", first, x))
 
     @jax.jit
-    def both(inputs):
+    def both(inputs, larger):
         expected, *means = contract(trunk(inputs), names)
-        products, found = stream(list(inputs), trunk, whole, leaf, entries)
+        products, found = stream(list(larger), start, trunk, whole, leaf, extent, entries)
         return (jnp.einsum("io,i...->o...", whole, expected), means), (products, found)
 
-    expected, found = both(inputs)
+    expected, found = both(inputs, larger)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
 
 
