@@ -88,7 +88,7 @@ def stream(
     means = [_Mean(cut, axis) for axis in range(len(leaf.sizes))]
     dtype, features = whole.dtype, whole.shape[0]
     overlapping = cut.view[1] % cut.length > 0
-    start = (
+    zeros = (
         jnp.zeros((whole.shape[1], *cut.view), dtype),
         [jnp.zeros((features, *mean.shape), dtype) for mean in means],
     )
@@ -109,7 +109,7 @@ def stream(
         new = begin + jnp.arange(cut.length) >= at * cut.length if overlapping else None
         return products, [mean.add(t, h, before, begin, new) for mean, t in zip(means, totals, strict=True)]
 
-    products, totals = jax.lax.fori_loop(0, cut.view[0] * cut.per_axis, step, start)
+    products, totals = jax.lax.fori_loop(0, cut.view[0] * cut.per_axis, step, zeros)
     return products.reshape(-1, *leaf.sizes), _contractions(
         leaf, [mean.result(t) for mean, t in zip(means, totals, strict=True)]
     )
