@@ -18,8 +18,8 @@ _INJECTIVE = {
 }
 _UNARY = {
     *("abs", "bessel_i0e", "bessel_i1e", "bitcast_convert_type", "ceil", "clz", "cos", "cosh", "device_put", "floor"),
-    *("integer_pow", "is_finite", "layout_constraint", "name", "not", "population_count", "reshard", "round"),
-    *("sharding_constraint", "sign", "sin", "square"),
+    *("integer_pow", "is_finite", "layout_constraint", "name", "not", "one_minus_square", "population_count"),
+    *("reshard", "round", "sharding_constraint", "sign", "sin", "square"),
 }
 _NARY = {
     *("add", "add_any", "and", "atan2", "clamp", "complex", "div", "eq", "eq_to", "ge", "gt", "igamma"),
