@@ -24,8 +24,8 @@ from optax_unf.stream import stream
 
 # The features of a block of this size stay in a CPU's cache, and its products are large enough to share among cores.
 _CPU_ENTRIES = 2**14
-# An accelerator wants large products, but leaves of two blocks are evaluated whole: of 2**20 entries, all matrices of
-# GPT-2 but one in three were, in 7 GB.
+# An accelerator wants large products, but leaves of two blocks are evaluated whole: of 2**20 entries, half of
+# GPT-2's matrices were, in 7 GB.
 _ACCELERATOR_ENTRIES = 2**18
 # Smaller leaves are evaluated whole, side by side with other small ones.
 _SMALL_BLOCKS = 2
