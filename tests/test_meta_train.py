@@ -121,11 +121,19 @@ def test_the_outer_step_compiles_once_a_stage(whole_and_steps):
     assert [step._cache_size() for step in whole_and_steps[1]] == [1, 1]
 
 
+class Weak(Regression):
+    """The same regression; its parameters are of weak type, as those of LayerNorm in the Transformer."""
+
+    def init(self, key):
+        return jax.tree.map(lambda x: jnp.full(x.shape, 0.1), super().init(key))
+
+
 def test_weak_types_end_at_the_start():
+    assert all(jax.typeof(x).weak_type for x in jax.tree.leaves(Weak().init(jax.random.key(0))))
     theta = jax.eval_shape(initial_weights).theta
     theta = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), theta) | {"log_alpha": jnp.log(0.01)}
     assert theta["log_alpha"].weak_type
-    state = start_stage({"a": learned_training(SMALL, Regression())}, TWO_STAGES, jax.random.key(0), 0, theta)
+    state = start_stage({"a": learned_training(SMALL, Weak())}, TWO_STAGES, jax.random.key(0), 0, theta)
     assert not any(jax.typeof(x).weak_type for x in jax.tree.leaves(state))
 
 

@@ -65,10 +65,10 @@ def start_stage(
             seen, part = _seen(stage, problem, theta)
             own_key = jax.random.fold_in(particle_key, n)
             particles.append(stage.estimator.init(seen, config.horizon, part, own_key))
-        return tuple(particles)
+        return _strong(tuple(particles))
 
-    # Copies, because the outer step donates its state; of strong type, as it gives them back.
-    theta = jax.tree.map(lambda x: jnp.array(x, x.dtype), theta)
+    # Copies, because the outer step donates its state.
+    theta = _strong(theta)
     if stage.scalar_rate is not None:
         theta = with_positive_beta(theta)
     best_theta, best_loss = best or (jax.tree.map(jnp.copy, theta), jnp.float32(jnp.inf))
@@ -138,6 +138,11 @@ def _adam(config: MetaTrainConfig, stage: Stage) -> optax.GradientTransformation
     rate = stage.rate()
     adam = optax.adam(rate) if stage.scalar_rate is None else two_rates(rate, stage.rate(stage.scalar_rate))
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
+
+
+def _strong(tree: Any) -> Any:
+    """Copies of strong type, as a step gives them back: otherwise the second step would compile anew."""
+    return jax.tree.map(lambda x: jnp.array(x, x.dtype), tree)
 
 
 def _mean(trees: tuple[Any, ...]) -> Any:
