@@ -153,9 +153,9 @@ def test_tiles_do_not_overlap_where_somewhat_smaller_ones_fit():
 
 
 def test_blocks_never_hold_the_features_of_a_leaf():
-    spec = make_spec({"w": ("a", "b")}, {"w": np.zeros((512, 1024), np.float32)})
+    spec = make_spec({"w": ("a", "b")}, {"w": np.zeros((2048, 2048), np.float32)})
     weights = init_weights(OptimizerConfig(), spec, jax.random.key(0))
-    shape = {"w": jax.ShapeDtypeStruct((512, 1024), jnp.float32)}
+    shape = {"w": jax.ShapeDtypeStruct((2048, 2048), jnp.float32)}
 
     def temporary_bytes(block_entries):
         tx = scale_by_unf(weights, spec=spec, block_entries=block_entries)
@@ -173,7 +173,7 @@ def test_blocks_never_hold_the_features_of_a_leaf():
             .temp_size_in_bytes
         )
 
-    leaf = 512 * 1024 * 4
+    leaf = 2048 * 2048 * 4
     assert temporary_bytes(0) > 32 * leaf
     assert temporary_bytes(4096) < 3 * leaf
 

@@ -155,6 +155,7 @@ def test_two_processes_agree_to_the_bit_and_write_nothing(tmp_path):
             "XDG_CACHE_HOME": str(home),
             "PYTHONHASHSEED": str(n),
             "PYTHONDONTWRITEBYTECODE": "1",
+            "CUDA_CACHE_DISABLE": "1",  # of NVIDIA's driver, in the home
         }
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)
         run = subprocess.Popen([sys.executable, "-c", SCRIPT], cwd=here, env=environment, stdout=subprocess.PIPE)
