@@ -24,11 +24,9 @@ from optax_unf.stream import stream
 
 # The features of a block of this size stay in a CPU's cache, and its products are large enough to share among cores.
 _CPU_ENTRIES = 2**14
-# An accelerator wants large products, but leaves of two blocks are evaluated whole: of 2**20 entries, half of
-# GPT-2's matrices were, in 7 GB.
+# An accelerator wants large products, but leaves of one block are evaluated whole: of 2**21 entries, half of GPT-2's
+# matrices were, in 7 GB.
 _ACCELERATOR_ENTRIES = 2**18
-# Smaller leaves are evaluated whole, side by side with other small ones.
-_SMALL_BLOCKS = 2
 
 Channels = Sequence[Float[Array, "*shape"]]
 """The input channels of one leaf: weight, gradient, momenta."""
@@ -81,8 +79,11 @@ def default_block_entries() -> int:
 
 
 def _goes_in_blocks(leaf: LeafSpec, config: OptimizerConfig, block_entries: int) -> bool:
-    """Whether a leaf is evaluated in blocks: those with diagonals or fixed positions need all of it at once."""
-    if not block_entries or math.prod(leaf.shape) <= _SMALL_BLOCKS * block_entries or config.pool:
+    """Whether a leaf is evaluated in blocks.
+
+    Those of one block go side by side with other small ones; those with diagonals or fixed positions are needed whole.
+    """
+    if not block_entries or math.prod(leaf.shape) <= block_entries or config.pool:
         return False
     if config.head != "unf":
         return config.head == "deepsets"
