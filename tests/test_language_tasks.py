@@ -206,6 +206,7 @@ def test_transformer_initialization(monkeypatch):
     params = task.init(jax.random.key(0))
     for path, leaf in jax.tree.leaves_with_path(params):
         name = path[-1].key
+        assert not jax.typeof(leaf).weak_type  # a training step would compile a second time
         if name in ("scale", "bias"):
             np.testing.assert_array_equal(leaf, float(name == "scale"))
         else:

@@ -122,7 +122,7 @@ def test_the_outer_step_compiles_once_a_stage(whole_and_steps):
 
 
 class Weak(Regression):
-    """The same regression; its parameters are of weak type, as those of LayerNorm in the Transformer."""
+    """The same regression; its parameters are of weak type, as `jnp.full` of a number is."""
 
     def init(self, key):
         return jax.tree.map(lambda x: jnp.full(x.shape, 0.1), super().init(key))

@@ -84,7 +84,7 @@ class TransformerTask(LanguageModel):
 
 def _fresh(name: str, draw: Array) -> Array:
     if name in ("scale", "bias"):
-        return jnp.full(draw.shape, float(name == "scale"))
+        return jnp.full_like(draw, name == "scale")
     inputs = {"projection": draw.shape[0] * draw.shape[1], "embedding": draw.shape[1], "positions": draw.shape[1]}
     return draw / jnp.sqrt(inputs[name] if name in inputs else draw.shape[0])
 
