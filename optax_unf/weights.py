@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
+from jax.extend.core import ClosedJaxpr, Var, jaxpr_as_fun
 from jaxtyping import Array, Float, PyTree
 
 from optax_unf.axes import Axis, Concat, Fixed, Name
@@ -65,12 +66,28 @@ def init_weights(config: OptimizerConfig, spec: PermutationSpec, key: Array) -> 
         "logit_gamma_0": jax.scipy.special.logit(jnp.float32(config.gamma_0)),
     }
     if config.head != "none":
-        # Shapes are enough to draw coefficients; features of a large model would not fit into memory.
         features = [jax.ShapeDtypeStruct((ENTRY_CHANNELS, *leaf.shape), jnp.float32) for leaf in spec.leaves]
         time = jax.ShapeDtypeStruct((TIME_CHANNELS,), jnp.float32)
-        variables = UpdateNetwork(config, spec).lazy_init(key, features, time)
+        variables = _from_key(UpdateNetwork(config, spec).init, key, features, time)
         theta |= {"beta": jnp.float32(config.beta), "network": variables.get("params", {})}
     return MetaWeights(theta, config, spec if config.fits_one_space else None)
+
+
+def _from_key(init: Callable[..., PyTree], key: Array, *shapes: PyTree) -> PyTree:
+    """`init(key, *arrays)`, where shapes of the arrays are enough: features of a large model would not fit into memory.
+
+    Evaluated operation by operation, because those that draw numbers are shared; all in one program would be compiled
+    for each weight space.
+    """
+    closed, result = jax.make_jaxpr(init, return_shape=True)(key, *shapes)
+    needed, equations = set(closed.jaxpr.outvars), []
+    for equation in reversed(closed.jaxpr.eqns):
+        if needed.intersection(equation.outvars):
+            needed.update(x for x in equation.invars if isinstance(x, Var))
+            equations.insert(0, equation)
+    part = closed.jaxpr.replace(eqns=equations, invars=closed.jaxpr.invars[:1])
+    arrays = jaxpr_as_fun(ClosedJaxpr(part, closed.consts))(key)
+    return jax.tree.unflatten(jax.tree.structure(result), arrays)
 
 
 def check_fits(weights: MetaWeights, spec: PermutationSpec) -> None:

@@ -12,7 +12,11 @@ Call: TypeAlias = Callable[[Any, Sequence[Value]], list[Value]]  # the outputs o
 
 def scan(call: Call, params: Params, *values: Value) -> list[Value]:
     """The scanned axis is ordered, unless nothing is carried."""
-    consts, carried, length = params["num_consts"], params["num_carry"], params["length"]
+    if "ft_in" in params:  # from JAX 0.11 on
+        consts, carried = (len(part) for part in params["ft_in"].unpack()[:2])
+    else:
+        consts, carried = params["num_consts"], params["num_carry"]
+    length = params["length"]
     constant, carry, scanned = values[:consts], values[consts : consts + carried], values[consts + carried :]
     turn: Term = Uniform(length)
     for x in scanned:
