@@ -16,7 +16,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -28,7 +27,6 @@ Signature: TypeAlias = tuple[int, ...]
 Blocks: TypeAlias = tuple[tuple[int, ...], ...]
 
 MAX_POSITIONS = 64
-_LARGE = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,15 +233,4 @@ def _diagonal(x: Array, blocks: Blocks) -> Array:
 
 def _mean(x: Array, axis: int) -> Array:
     # A mean over nothing is 0, so that an empty leaf adds nothing to the others.
-    return sum_axis(x, axis) / max(x.shape[axis], 1)
-
-
-def sum_axis(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
-    """The sum along an axis. In a large array, the fastest axis is summed by a product with ones.
-
-    A CPU does the additions of a product in parallel, and those of a sum one after another; a small array is not worth
-    the time to compile it.
-    """
-    if axis % x.ndim == x.ndim - 1 and x.size > _LARGE:
-        return jnp.einsum("...n,n->...", x, jnp.ones(x.shape[-1], x.dtype), precision=jax.lax.Precision.HIGHEST)
-    return jnp.sum(x, axis)
+    return jnp.sum(x, axis) / max(x.shape[axis], 1)

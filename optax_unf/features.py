@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from optax_unf.contract import sum_axis
-
 # Decays of the momentum accumulators that the network sees (Zhou, Finn & Harrison 2024, Section 4.2).
 DECAYS = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
 # Time scales of the encoding of the iteration number, as in Metz et al. 2020 (arXiv:2009.11243).
@@ -72,7 +70,7 @@ def normalize(
     """
     squares = jnp.square(bounded(x if known is None else x[: len(x) - len(known)]))
     if x.ndim > 2:
-        squares = sum_axis(squares, -1)
+        squares = squares.sum(-1)  # alone, and first: XLA adds up several axes at once more slowly
     mean_square = squares.sum(tuple(range(1, squares.ndim))) / max(math.prod(x.shape[1:]), 1)
     if known is not None:
         mean_square = jnp.concatenate([mean_square, known])

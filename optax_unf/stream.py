@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from optax_unf.contract import Contraction, Tensor, contractions, mean_axis, sum_axis
+from optax_unf.contract import Contraction, Tensor, contractions, mean_axis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,11 +167,11 @@ class _Mean:
             outer = jax.lax.div(before, inner * sizes[self.axis])
             at = (outer * inner + jax.lax.rem(before, inner), begin, 0)
         elif self.axis == cut:
-            h = _sum_middle(h)
+            h = jnp.sum(h, 1, keepdims=True)
             at = (before, 0, 0)
         else:
             after = sizes[cut + 1 :]
-            h = sum_axis(h.reshape(*h.shape[:2], *after), self.axis - cut - 1 + 2).reshape(*h.shape[:2], -1)
+            h = jnp.sum(h.reshape(*h.shape[:2], *after), self.axis - cut + 1).reshape(*h.shape[:2], -1)
             at = (before, begin, 0)
         at = (0, *at)
         old = jax.lax.dynamic_slice(total, at, (h.shape[0], 1, *h.shape[1:]))
@@ -183,10 +183,6 @@ class _Mean:
         sizes = self.tiles.sizes
         rest = sizes[: self.axis] + sizes[self.axis + 1 :]
         return total.reshape(total.shape[0], *rest)
-
-
-def _sum_middle(h: Float[Array, "features length after"]) -> Float[Array, "features 1 after"]:
-    return sum_axis(h, 1)[:, None] if h.shape[2] > 1 else sum_axis(h[:, :, 0], 1)[:, None, None]
 
 
 def _contractions(leaf: Tensor, means: list[Float[Array, "features *sizes"]]) -> list[Array]:
