@@ -62,6 +62,7 @@ def meta_train(
     config: Path | None = None,
     coefficients: Literal["full", "tied"] = "full",
     normalization: Normalization = "leaf",
+    step_warmup: float = 0.0,
     alpha: float | None = None,
     start: str | None = None,
     learned: float = 1.0,
@@ -90,6 +91,7 @@ def meta_train(
       config: JSON file with all settings and stages, such as the config.json of another run.
       coefficients: Of a UNF head: full fits one architecture, tied fits any.
       normalization: Of gradients: for the network, in each leaf, or by entry over time, as in Adam.
+      step_warmup: Initial time constant of a warm-up of the inner steps, meta-trained as well; 0 for none.
       alpha: Initial step size; by default that of --start, or 0.1; by entry it is a rate of Adam, and must be given.
       start: Meta-weights to begin with, by name or path: see optax_unf.transfer_weights.
       learned: Factor of the learned part of the step of --start.
@@ -116,7 +118,9 @@ def meta_train(
     if coordinator is not None:
         meta.distributed.initialize(coordinator, process_id, processes)
     loaded = [tasks.get(name, data_dir=data_dir) for name in task]
-    architecture = OptimizerConfig(head=_HEADS[optimizer], coefficients=coefficients, normalization=normalization)
+    architecture = OptimizerConfig(
+        head=_HEADS[optimizer], coefficients=coefficients, normalization=normalization, step_warmup=step_warmup
+    )
     if alpha is not None:
         architecture = dataclasses.replace(architecture, alpha=alpha)
     settings = run_config(loaded, architecture.head, stage, run, recipe=recipe, file=config)

@@ -38,6 +38,8 @@ class OptimizerConfig:
       alpha: initial step size.
       gamma_0: initial decay of the nominal momentum.
       beta: initial weight of f.
+      step_warmup: initial time constant tau of a warm-up, in steps: step t is multiplied by 1 - exp(-t / tau) (Ma &
+        Yarats 2021, arXiv:1910.04209), and tau meta-trained. With 0 there is none, as in the paper.
     """
 
     head: Head = "unf"
@@ -49,6 +51,7 @@ class OptimizerConfig:
     alpha: float = 0.1
     gamma_0: float = 0.9
     beta: float = 1e-3
+    step_warmup: float = 0.0
 
     def __post_init__(self) -> None:
         if self.head not in ("unf", "nfn", "deepsets", "none"):
@@ -64,6 +67,8 @@ class OptimizerConfig:
             )
         if not (self.alpha > 0 and 0 < self.gamma_0 < 1):
             raise ValueError(f"alpha must be positive and gamma_0 in (0, 1), but are {self.alpha} and {self.gamma_0}.")
+        if not self.step_warmup >= 0:
+            raise ValueError(f"step_warmup must be a number of steps, or 0 for none, but is {self.step_warmup}.")
 
     @property
     def fits_one_space(self) -> bool:

@@ -56,8 +56,9 @@ def scale_by_unf(
     $$ m_t^{\gamma_0} + \beta f(W_t, \nabla_t, \{m_t^{\gamma_i}\}_i, t), \quad
        m_t^{\gamma} = \gamma m_{t-1}^{\gamma} + (1 - \gamma) \nabla_t, $$
 
-    without the step size alpha and its sign: see `unf`. It is a pure function of the weights, so that `jax.vmap` and
-    `jax.grad` over them work. Features are computed in float32, or in float64 where a parameter is.
+    without the step size alpha and its sign: see `unf`. Weights with a warm-up (`OptimizerConfig.step_warmup`) multiply
+    it by 1 - exp(-t / tau), t being the number of the update. It is a pure function of the weights, so that `jax.vmap`
+    and `jax.grad` over them work. Features are computed in float32, or in float64 where a parameter is.
 
     A gradient that is not finite makes the update not finite, and enters the momenta: wrap the optimizer in
     `optax.apply_if_finite`, which then drops the step and keeps the old state.
@@ -248,6 +249,9 @@ def _direction(
         learned = evaluate(config, space, network, channels, known, step, block_entries, dtype)
         beta = weights.theta["beta"].astype(dtype)
         direction = [m + beta * f for m, f in zip(direction, learned, strict=True)]
+    if config.step_warmup:
+        factor = weights.warmup(count).astype(dtype)
+        direction = [factor * d for d in direction]
     return _cast(direction, params), [list(trees) for trees in zip(*new, strict=True)], squares
 
 

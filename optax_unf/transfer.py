@@ -22,8 +22,9 @@ def transfer_weights(
 ) -> MetaWeights:
     """Weights that begin where others ended: meta-training from them is shorter than from fresh ones.
 
-    The trunk and the scalars are carried over. So is the head where it can be: tied coefficients become full ones that
-    compute the same. Otherwise the head is fresh, and so is beta, its weight.
+    The trunk and the scalars are carried over, and so is the
+    head where it can be: tied coefficients become full ones that compute the same. Otherwise the head is fresh, and so is
+    beta, its weight; a warm-up that the weights lack begins as the architecture says.
 
     Args:
       weights: where to begin.
@@ -36,8 +37,8 @@ def transfer_weights(
       learned: factor of the learned part of the step.
 
     Raises:
-      ValueError: the trunks differ, alpha is not positive, or it is not given although the normalization, and with it
-        the size of the nominal term, is another.
+      ValueError: the trunks differ, the weights have a warm-up and the architecture none, alpha is not positive, or it
+        is not given although the normalization, and with it the size of the nominal term, is another.
 
     Example:
       >>> import jax
@@ -55,8 +56,14 @@ def transfer_weights(
             f"The nominal term of weights with normalization={weights.config.normalization!r} has another size than "
             f"with {config.normalization!r}, so alpha must be given. By entry it has the size of a rate of Adam."
         )
+    if weights.config.step_warmup and not config.step_warmup:
+        raise ValueError(
+            f"The weights have a warm-up of the step, but the architecture wanted has none. Give it step_warmup="
+            f"{weights.config.step_warmup}: the weights' own time constant is carried over."
+        )
     fresh = init_weights(config, spec, key)
-    theta = fresh.theta | {name: weights.theta[name] for name in ("log_alpha", "logit_gamma_0")}
+    scalars = ("log_alpha", "logit_gamma_0", "log_step_warmup")
+    theta = fresh.theta | {name: weights.theta[name] for name in scalars if name in weights.theta}
     if "network" in fresh.theta and "network" in weights.theta:
         old, new = ((c.hidden_channels, c.hidden_layers, c.pool) for c in (weights.config, config))
         if old != new:

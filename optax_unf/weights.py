@@ -14,7 +14,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 from jax.extend.core import ClosedJaxpr, Var, jaxpr_as_fun
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from optax_unf.axes import Axis, Concat, Fixed, Name
 from optax_unf.features import ENTRY_CHANNELS, TIME_CHANNELS
@@ -33,7 +33,7 @@ class MetaWeights:
 
     Attributes:
       theta: `{"log_alpha": (), "logit_gamma_0": (), "beta": (), "network": {...}}`, all float32; `beta` and
-        `network` only where f is not zero.
+        `network` only where f is not zero, and `log_step_warmup: ()` only with a warm-up.
       config: the architecture.
       spec: the weight space that full coefficients belong to; `None` where the weights fit any.
     """
@@ -52,6 +52,12 @@ class MetaWeights:
         """The decay of the nominal momentum."""
         return jax.nn.sigmoid(self.theta["logit_gamma_0"])
 
+    def warmup(self, count: Int[Array, ""]) -> Float[Array, ""]:
+        """What the step after `count` others is multiplied by: 1 unless the architecture has a warm-up."""
+        if not self.config.step_warmup:
+            return jnp.float32(1.0)
+        return -jnp.expm1(-(jnp.float32(1.0) + count) / jnp.exp(self.theta["log_step_warmup"]))
+
 
 def init_weights(config: OptimizerConfig, spec: PermutationSpec, key: Array) -> MetaWeights:
     """Meta-weights before any meta-training.
@@ -65,6 +71,8 @@ def init_weights(config: OptimizerConfig, spec: PermutationSpec, key: Array) -> 
         "log_alpha": jnp.log(jnp.float32(config.alpha)),
         "logit_gamma_0": jax.scipy.special.logit(jnp.float32(config.gamma_0)),
     }
+    if config.step_warmup:
+        theta["log_step_warmup"] = jnp.log(jnp.float32(config.step_warmup))
     if config.head != "none":
         features = [jax.ShapeDtypeStruct((ENTRY_CHANNELS, *leaf.shape), jnp.float32) for leaf in spec.leaves]
         time = jax.ShapeDtypeStruct((TIME_CHANNELS,), jnp.float32)

@@ -66,15 +66,16 @@ def by_hand(weights, grads_of_steps, params):
             for n in range(3):
                 x = np.maximum(x @ layers[f"trunk_{n}"]["kernel"] + layers[f"trunk_{n}"]["bias"], 0)
             out = x @ layers["head"]["kernel"] + layers["head"]["bias"]
-            return m0 + theta["beta"] * out[..., 0]
+            factor = 1 - np.exp(-(t + 1) / np.exp(theta["log_step_warmup"])) if weights.config.step_warmup else 1
+            return factor * (m0 + theta["beta"] * out[..., 0])
 
         directions.append(jax.tree.map(leaf, params, grads, *momenta))
     return directions
 
 
-@pytest.mark.parametrize("normalization", ["leaf", "entry"])
-def test_update_is_equation_31(normalization):
-    weights = make_weights("deepsets", normalization=normalization)
+@pytest.mark.parametrize(("normalization", "step_warmup"), [("leaf", 0.0), ("entry", 0.0), ("leaf", 3.0)])
+def test_update_is_equation_31(normalization, step_warmup):
+    weights = make_weights("deepsets", normalization=normalization, step_warmup=step_warmup)
     params = make_params()
     grads = [make_params(key) for key in (1, 2, 3)]
     tx = scale_by_unf(weights)
@@ -119,6 +120,12 @@ def test_sgdm_by_entry_is_adam():
         a, ours_state = ours.update(grads, ours_state, params)
         b, theirs_state = theirs.update(grads, theirs_state, params)
         chex.assert_trees_all_close(a, jax.tree.map(lambda x, t=t: x * (1 - gamma**t), b), rtol=1e-4)
+
+
+def test_the_first_steps_of_a_warm_up_are_small_and_the_last_ones_whole():
+    plain, warm = make_weights("none"), make_weights("none", step_warmup=100.0)
+    np.testing.assert_allclose(warm.warmup(jnp.arange(3)), [0.00995, 0.0198, 0.02955], rtol=1e-3)
+    assert warm.warmup(jnp.int32(2**31 - 1)) == 1 == plain.warmup(jnp.int32(0))
 
 
 @pytest.mark.parametrize(

@@ -86,3 +86,15 @@ def test_a_step_size_below_zero():
     old = load_weights("mlp-fashion-mnist-deepsets")
     with pytest.raises(ValueError, match=r"alpha must be positive, but is -0\.1"):
         transfer_weights(old, old.config, SPEC, KEY, alpha=-0.1)
+
+
+def test_a_warm_up_is_begun_and_carried_over():
+    old = load_weights("mlp-fashion-mnist-deepsets")
+    config = OptimizerConfig(head="deepsets", step_warmup=50.0)
+    warm = transfer_weights(old, config, SPEC, KEY)
+    chex.assert_trees_all_equal({name: x for name, x in warm.theta.items() if name != "log_step_warmup"}, old.theta)
+    np.testing.assert_allclose(warm.theta["log_step_warmup"], np.log(50), rtol=1e-6)
+    again = transfer_weights(warm, OptimizerConfig(head="deepsets", step_warmup=7.0), SPEC, KEY)
+    chex.assert_trees_all_equal(again.theta, warm.theta)
+    with pytest.raises(ValueError, match=r"have a warm-up.*step_warmup=50\.0"):
+        transfer_weights(warm, old.config, SPEC, KEY)
