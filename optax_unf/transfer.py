@@ -22,9 +22,9 @@ def transfer_weights(
 ) -> MetaWeights:
     """Weights that begin where others ended: meta-training from them is shorter than from fresh ones.
 
-    The trunk and the scalars are carried over, and so is the
-    head where it can be: tied coefficients become full ones that compute the same. Otherwise the head is fresh, and so is
-    beta, its weight; a warm-up that the weights lack begins as the architecture says.
+    The trunk and the scalars are carried over, and so is the head where it can be: tied coefficients become full ones
+    that compute the same. Otherwise the head is fresh, and so is beta, its weight. A warm-up that the weights lack
+    begins as the architecture says.
 
     Args:
       weights: where to begin.
