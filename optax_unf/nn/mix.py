@@ -108,7 +108,7 @@ def mix_tied(
             constant += matrix("bias", np.zeros(channels)).astype(constant.dtype)
         terms[leaf].append(constant.reshape(-1, *(1 for _ in tensor.sizes)))
         if not isinstance(whole, Arrived):
-            terms[leaf].append(product(kernel("entry"), whole))
+            terms[leaf].append(product(kernel("entry"), whole, widen=True))
     for meeting in meetings(leaves):
         roles = _roles(meeting, leaves)
         held = {
@@ -129,13 +129,14 @@ def mix_tied(
                 # Leaves in the same role receive the same.
                 if labels[0] not in arriving:
                     rows = jnp.concatenate([kernel("all " + label) for label in labels])
-                    arriving[labels[0]] = _joint_product(rows, pooled)
+                    arriving[labels[0]] = _joint_product(rows, pooled, widen=True)
                 total.append(arriving[labels[0]])
             own = _own(meeting, leaves, leaf, expansion)
             own = [(label, k) for label, k in own if not isinstance(contracted[leaf][k], Arrived)]
             if own:
                 rows = jnp.concatenate([kernel("own " + label) for label, _ in own])
-                total.append(_joint_product(rows, [(contracted[leaf][k], _order(leaves, leaf, k)) for _, k in own]))
+                xs = [(contracted[leaf][k], _order(leaves, leaf, k)) for _, k in own]
+                total.append(_joint_product(rows, xs, widen=True))
             terms[leaf] += [expand(y, expansion, leaves[leaf].sizes) for y in total]
         for leaf, k in meeting.departures:
             x = contracted[leaf][k]
@@ -178,7 +179,7 @@ def tied_rows(
 
 
 def _joint_product(
-    kernel: Float[Array, "i o"], xs: Sequence[tuple[Array, tuple[int, ...]]]
+    kernel: Float[Array, "i o"], xs: Sequence[tuple[Array, tuple[int, ...]]], *, widen: bool = False
 ) -> Float[Array, "o *signature"]:
     """The matrix applied to several contractions side by side, each with its order of axes.
 
@@ -188,7 +189,7 @@ def _joint_product(
     first = xs[0][1]
     inverse = tuple(first.index(axis) for axis in range(len(first)))
     same = [x if order == first else _by_signature(_by_signature(x, order), inverse) for x, order in xs]
-    return _by_signature(product(kernel, same[0] if len(same) == 1 else together(same)), first)
+    return _by_signature(product(kernel, same[0] if len(same) == 1 else together(same), widen=widen), first)
 
 
 def _by_signature(x: Float[Array, "c *kept"], order: tuple[int, ...]) -> Float[Array, "c *signature"]:

@@ -7,9 +7,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def product(kernel: Float[Array, "i o"], x: Float[Array, "i *axes"]) -> Float[Array, "o *axes"]:
-    """The matrix applied to the channels of every entry, channels first."""
+def product(kernel: Float[Array, "i o"], x: Float[Array, "i *axes"], *, widen: bool = False) -> Float[Array, "o *axes"]:
+    """The matrix applied to the channels of every entry, channels first.
+
+    With `widen` a matrix of one column gets a second one, of zeros: the CPU's compiler makes code of its own for every
+    product with a vector, which takes several times as long to compile as a call of the library for matrices.
+    """
     kernel = kernel.astype(x.dtype)
+    if widen and kernel.shape[1] == 1 and x.ndim > 1:
+        return product(jnp.pad(kernel, ((0, 0), (0, 1))), x)[:1]
     if x.ndim <= 2:
         return jnp.einsum("io,i...->o...", kernel, x)
     # Without the barrier, the CPU's compiler joins the transposition of the matrix's gradient to the product that makes
