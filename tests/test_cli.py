@@ -83,15 +83,17 @@ def test_meta_train_then_resume_and_repeat(tmp_path, capsys):
     assert (out / "curves.png").is_file()
 
 
-@pytest.mark.parametrize(("alpha", "normalization"), [(None, "leaf"), (2e-3, "entry")])
-def test_meta_training_begins_with_other_weights(tmp_path, alpha, normalization):
+@pytest.mark.parametrize(("alpha", "normalization", "warmup"), [(None, "leaf", 0.0), (2e-3, "entry", 40.0)])
+def test_meta_training_begins_with_other_weights(tmp_path, alpha, normalization, warmup):
     start = "mlp-fashion-mnist-sgdm"
-    options = ["--start", start, "--normalization", normalization, *(["--alpha", str(alpha)] if alpha else [])]
+    options = ["--start", start, "--normalization", normalization, "--step-warmup", str(warmup)]
+    options += ["--alpha", str(alpha)] if alpha else []
     rate = ("--steps", "1", "--pairs", "1", "--truncation", "2", "--learning-rate", "1e-30")
     main(["meta-train", *TINY, *rate, *RUN, "--out", str(tmp_path / "run"), *options])
     trained = load_weights(tmp_path / "run" / "weights.safetensors")
     np.testing.assert_allclose(trained.alpha, alpha or load_weights(start).alpha, rtol=1e-6)
     assert trained.config.normalization == normalization
+    np.testing.assert_allclose(trained.warmup(0), 1 - np.exp(-1 / warmup) if warmup else 1.0, rtol=1e-5)
     assert load_card(tmp_path / "run" / "weights.safetensors")["start"] == start
 
 

@@ -24,6 +24,7 @@ ARCHITECTURES = [
     OptimizerConfig(hidden_channels=4, coefficients="tied"),
     OptimizerConfig(hidden_channels=4, head="deepsets", pool=True),
     OptimizerConfig(head="none"),
+    OptimizerConfig(head="none", step_warmup=50.0),
 ]
 
 
