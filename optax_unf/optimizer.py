@@ -228,8 +228,10 @@ def _direction(
     params, grads = list(map(jnp.asarray, params)), list(map(jnp.asarray, grads))
     dtype = jnp.result_type(jnp.float32, *params)
     # Behind the barrier, no decay is a constant to the compiler: it would turn 0.5 m + 0.5 g into 0.5 (m + g), compute
-    # that twice, and keep a copy of m for it.
-    decays = jax.lax.optimization_barrier(jnp.stack([jnp.asarray(d, dtype) for d in (weights.gamma_0, *DECAYS)]))
+    # that twice, and keep a copy of m for it. Each decay has an array of its own, not a place in a common one, so that
+    # all momenta of a shape have the same code, which is compiled once.
+    decays = [jnp.asarray(d, dtype) for d in (weights.gamma_0, *DECAYS)]
+    shares = jax.lax.optimization_barrier([jnp.stack([d, 1.0 - d]) for d in decays])
     config = weights.config
     if block_entries is None:
         block_entries = default_block_entries()
@@ -239,7 +241,7 @@ def _direction(
     known = noise_squares(count, dtype) if config.scales_entries else None
     # Leaves stay apart: side by side in one array, they would lose their shardings.
     new = [
-        _cast([d * m.astype(dtype) + (1.0 - d) * grad.astype(dtype) for d, m in zip(decays, old, strict=True)], old)
+        _cast([d * m.astype(dtype) + rest * grad.astype(dtype) for (d, rest), m in zip(shares, old, strict=True)], old)
         for grad, *old in zip(grads, *momenta, strict=True)
     ]
     direction = [after[0].astype(dtype) for after in new]
