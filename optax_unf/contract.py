@@ -186,19 +186,18 @@ def contract(x: Float[Array, "channels *sizes"], names: tuple[int, ...]) -> list
         if len(kept) == len(blocks):
             done[contraction] = _diagonal(x, blocks)
         else:
-            done[contraction] = mean_axis(done, contraction)
+            done[contraction] = mean_of_smallest(done, contraction)
     return list(done.values())
 
 
-def mean_axis(done: Mapping[Contraction, Array], contraction: Contraction) -> Float[Array, "channels *kept"]:
-    """A contraction as the mean along one axis of the smallest of those done that has only one axis more."""
+def mean_of_smallest(done: Mapping[Contraction, Array], contraction: Contraction) -> Float[Array, "channels *kept"]:
+    """A contraction as a mean of the smallest of those done that have its axes."""
     blocks, kept = contraction.blocks, contraction.kept
     larger = min(
-        (c for c in done if c.blocks == blocks and len(c.kept) == len(kept) + 1 and set(kept) < set(c.kept)),
-        key=lambda c: done[c].size,
+        (c for c in done if c.blocks == blocks and set(kept) < set(c.kept)),
+        key=lambda c: (done[c].size, len(c.kept)),
     )
-    (gone,) = (axis for axis, b in enumerate(sorted(larger.kept)) if b not in kept)
-    return _mean(done[larger], gone + 1)
+    return _mean(done[larger], tuple(axis + 1 for axis, b in enumerate(sorted(larger.kept)) if b not in kept))
 
 
 def expand(
@@ -231,6 +230,6 @@ def _diagonal(x: Array, blocks: Blocks) -> Array:
     return x[:, *(grids[block_of[axis]] for axis in range(x.ndim - 1))]
 
 
-def _mean(x: Array, axis: int) -> Array:
+def _mean(x: Array, axes: tuple[int, ...]) -> Array:
     # A mean over nothing is 0, so that an empty leaf adds nothing to the others.
-    return jnp.sum(x, axis) / max(x.shape[axis], 1)
+    return jnp.sum(x, axes) / max(math.prod(x.shape[axis] for axis in axes), 1)

@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from optax_unf.contract import Tensor, channels_to_positions, contract, positions_to_channels, tensors
+from optax_unf.contract import Tensor, channels_to_positions, contract, contractions, positions_to_channels, tensors
 from optax_unf.features import ENTRY_CHANNELS, mean_squares, normalize, pack, scaled, unpack
 from optax_unf.leaf import split_blocks
 from optax_unf.network import SMALL_ENTRIES, OptimizerConfig, UpdateNetwork
 from optax_unf.nn import DeepSets
 from optax_unf.nn.layout import from_blocks
-from optax_unf.nn.mix import Arrived, Contracted, mix_full, mix_tied, whole_full, whole_tied
+from optax_unf.nn.meetings import meeting_of
+from optax_unf.nn.mix import Arrived, Contracted, full_rows, mix_full, mix_tied, tied_rows
 from optax_unf.spec import LeafSpec, PermutationSpec
 from optax_unf.stream import stream
 
@@ -138,11 +139,11 @@ class _InBlocks:
         extent: tuple[int, ...],
         squares: Float[Array, "channels 1"],
         tensor: Tensor,
-        whole: Array,
-    ) -> tuple[Array, list[Array]]:
+        kernels: Mapping[int, Array],
+    ) -> list[Array]:
         trunk = jax.tree_util.Partial(_scaled_trunk, self._layers, squares)
-        whole = whole.astype(self.dtype)
-        return _jitted_stream(list(inputs), start, trunk, whole, _anonymous(tensor), extent, self.block_entries)
+        kernels = {k: kernel.astype(self.dtype) for k, kernel in kernels.items()}
+        return _jitted_stream(list(inputs), start, trunk, kernels, _anonymous(tensor), extent, self.block_entries)
 
     def _deep_sets(
         self, channels: Sequence[Channels], squares: Mapping[int, Array], features: Mapping[int, Array]
@@ -153,8 +154,8 @@ class _InBlocks:
                 size = math.prod(leaf.shape)
                 entries = Tensor(leaf.path, (0,), (size,), (size,), (True,))
                 inputs = [x.reshape(-1) for x in channels[n]]
-                products, _ = self._stream(inputs, (0,), (size,), squares[n], entries, head["kernel"])
-                outputs.append(products[0].reshape(leaf.shape) + head["bias"][0].astype(self.dtype))
+                y, _ = self._stream(inputs, (0,), (size,), squares[n], entries, {0: head["kernel"]})
+                outputs.append(y[0].reshape(leaf.shape) + head["bias"][0].astype(self.dtype))
             else:
                 layer = DeepSets(1, pool=False, channel_axis=0)
                 outputs.append(layer.apply({"params": head}, features[n])[0])  # type: ignore[index]
@@ -179,14 +180,26 @@ class _InBlocks:
                 continue
             inputs = [x.reshape(leaf.factored_shape) for x in channels[n]]
             for block in leaf.blocks:
-                whole = (whole_tied if tied else whole_full)(matrix, leaves, heights, len(contracted), 1)
-                tensor = leaves[len(contracted)]
-                products, means = self._stream(inputs, block.start, block.extent, squares[n], tensor, whole)
-                contracted.append([Arrived(products), *means])
+                number = len(contracted)
+                rows = {
+                    k: (tied_rows if tied else full_rows)(matrix, leaves, heights, (number, k), 1)
+                    for k in self._multiplied(leaves, number)
+                }
+                means = self._stream(inputs, block.start, block.extent, squares[n], leaves[number], rows)
+                contracted.append([Arrived(x) if k in rows else x for k, x in enumerate(means)])
         terms = (mix_tied if tied else mix_full)(matrix, leaves, contracted, 1, use_bias=True)
         outputs = [functools.reduce(operator.add, arrived) for arrived in terms]
         blocks = [channels_to_positions(y, leaf, 1) for y, leaf in zip(outputs, leaves, strict=True)]
         return [y[0] for y in from_blocks(blocks, self.spec)]
+
+    def _multiplied(self, leaves: tuple[Tensor, ...], leaf: int) -> list[int]:
+        """The contractions of a large leaf that are multiplied before they are averaged: those of few products."""
+        made = [
+            sum(leaves[target].positions for target, _ in meeting_of(leaves, (leaf, k)).arrivals)
+            for k in range(len(contractions(leaves[leaf].names)))
+        ]
+        # The mean of the leaf is never among them: it goes to every leaf.
+        return [k for k, channels in enumerate(made[:-1]) if k == 0 or 2 * channels <= self.config.hidden_channels]
 
 
 # Leaves that differ in their names alone are traced once.

@@ -1,20 +1,20 @@
 """Evaluating f on a large leaf in blocks of entries, without ever holding the hidden features of the whole leaf.
 
-The trunk is pointwise, so a block of entries goes through it alone; while its features are at hand, they are added to
-the sums along each axis of the leaf, and multiplied by the matrix of all that the head makes of single entries. The
-sums give every other contraction that the head needs.
+The trunk is pointwise, so a block of entries goes through it alone; while its features are at hand, the head's
+contractions are added up. Those of which the head makes few channels are multiplied by its matrices first, so that sums
+of few channels take the place of sums of all features.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from optax_unf.contract import Contraction, Tensor, contractions, mean_axis
+from optax_unf.contract import Tensor, contractions, mean_of_smallest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,56 +63,63 @@ def stream(
     inputs: Sequence[Float[Array, "..."]],
     start: Sequence[int | Int[Array, ""]],
     trunk: Callable[[Float[Array, "channels entries"]], Float[Array, "features entries"]],
-    whole: Float[Array, "features outputs"],
+    kernels: Mapping[int, Float[Array, "features outputs"]],
     leaf: Tensor,
     extent: tuple[int, ...],
     entries: int,
-) -> tuple[Float[Array, "outputs *sizes"], list[Float[Array, "features *kept"]]]:
+) -> list[Float[Array, "_ *kept"]]:
     """One leaf, or a block of one, through the trunk.
 
     Args:
       inputs: the input channels; a block is a part of them.
       start: where it begins along each of their axes.
       trunk: the pointwise part of f.
-      whole: the matrix of all that is made of single entries, in the dtype to compute in.
+      kernels: matrices by which features are multiplied for some of the contractions, in the dtype to compute in; for
+        the first, which keeps all axes, there must be one.
       leaf: the leaf or block, whose names must be distinct and all permuted.
       extent: how long it is along each axis of the inputs.
       entries: about how many entries to evaluate at a time.
 
     Returns:
-      The features' product with `whole`, and every contraction but the whole, in the order of
-      `contractions(leaf.names)`.
+      Every contraction, in the order of `contractions(leaf.names)`: of the features, or of their products.
     """
     cut = tiles(leaf.sizes, entries)
     read = _reader(inputs, start, extent, cut)
-    means = [_Mean(cut, axis) for axis in range(len(leaf.sizes))]
-    dtype, features = whole.dtype, whole.shape[0]
+    every = [contraction for contraction, _ in contractions(leaf.names)]
+    held = [c for k, c in enumerate(every) if k not in kernels]
+    # The others are means of these.
+    summed = [c for c in held if not any(set(c.kept) < set(larger.kept) for larger in held)]
+    means = [_Mean(cut, c.kept) for c in (*summed, *(every[k] for k in kernels))]
+    dtype, features = kernels[0].dtype, kernels[0].shape[0]
+    joint = jnp.concatenate(list(kernels.values()), axis=1)
+    widths = [kernel.shape[1] for kernel in kernels.values()]
+    zeros = [
+        jnp.zeros((width, *mean.shape), dtype)
+        for width, mean in zip([features] * len(summed) + widths, means, strict=True)
+    ]
     overlapping = cut.view[1] % cut.length > 0
-    zeros = (
-        jnp.zeros((whole.shape[1], *cut.view), dtype),
-        [jnp.zeros((features, *mean.shape), dtype) for mean in means],
-    )
 
-    def step(n: Int[Array, ""], carry: tuple[Array, list[Array]]) -> tuple[Array, list[Array]]:
-        products, totals = carry
+    def step(n: Int[Array, ""], totals: list[Array]) -> list[Array]:
         # Plain `//` and `%` are several kernels each, for the sake of negative numbers.
         before, at = (0, n) if cut.view[0] == 1 else (jax.lax.div(n, cut.per_axis), jax.lax.rem(n, cut.per_axis))
-        begin = at * cut.length
-        if overlapping:
-            begin = jnp.minimum(begin, cut.view[1] - cut.length)
-        shape = (1, cut.length, cut.view[2])
+        # Of tiles that overlap the last comes first, without what it shares: the next to last writes that over it.
+        begin = jnp.where(at == 0, cut.view[1] - cut.length, (at - 1) * cut.length) if overlapping else at * cut.length
         h = trunk(jnp.stack([x.astype(dtype) for x in read(before, begin)]))
-        y = jnp.einsum("io,in->on", whole, h).reshape(-1, *shape)
-        products = jax.lax.dynamic_update_slice(products, y, (0, before, begin, 0))
-        h = h.reshape(features, *shape[1:])
-        # Positions that the tile before has added already.
-        new = begin + jnp.arange(cut.length) >= at * cut.length if overlapping else None
-        return products, [mean.add(t, h, before, begin, new) for mean, t in zip(means, totals, strict=True)]
+        if overlapping:
+            new = (at > 0) | (jnp.arange(cut.length) >= -cut.view[1] % cut.length)
+            h = h * jnp.repeat(new, cut.view[2]).astype(dtype)
+        products = jax.lax.split(jnp.einsum("io,in->on", joint, h), widths)
+        tile = [x.reshape(-1, cut.length, cut.view[2]) for x in (*(h for _ in summed), *products)]
+        return [mean.add(*x, before, begin) for mean, *x in zip(means, totals, tile, strict=True)]
 
-    products, totals = jax.lax.fori_loop(0, cut.view[0] * cut.per_axis, step, zeros)
-    return products.reshape(-1, *leaf.sizes), _contractions(
-        leaf, [mean.result(t) for mean, t in zip(means, totals, strict=True)]
-    )
+    totals = jax.lax.fori_loop(0, cut.view[0] * cut.per_axis, step, zeros)
+    results = [mean.result(total) for mean, total in zip(means, totals, strict=True)]
+    done = dict(zip(summed, results, strict=False))
+    for contraction in held:
+        if contraction not in done:
+            done[contraction] = mean_of_smallest(done, contraction)
+    done |= zip((every[k] for k in kernels), results[len(summed) :], strict=True)
+    return [done[contraction] for contraction in every]
 
 
 def _reader(
@@ -132,22 +139,20 @@ def _reader(
 
 @dataclasses.dataclass(frozen=True)
 class _Mean:
-    """The mean along one axis of a leaf, added up tile by tile.
+    """The mean over all axes of a leaf but those kept, added up tile by tile.
 
-    It is held as `[features, *shape]`, the axis that is summed having gone from the view of the tiles.
+    It is held as `[features, *shape]`, the axes that are summed having gone from the view of the tiles.
     """
 
     tiles: Tiles
-    axis: int
+    kept: tuple[int, ...]
 
     @functools.cached_property
     def shape(self) -> tuple[int, int, int]:
-        """The shape `[before, size, after]` without the axis."""
-        before, size, after = self.tiles.view
-        gone = self.tiles.sizes[self.axis]
-        if self.axis < self.tiles.axis:
-            return before // gone, size, after
-        return (before, 1, after) if self.axis == self.tiles.axis else (before, size, after // gone)
+        """The shape `[before, size, after]` of what is kept."""
+        cut = self.tiles.axis
+        sizes = [size if axis in self.kept else 1 for axis, size in enumerate(self.tiles.sizes)]
+        return math.prod(sizes[:cut]), sizes[cut], math.prod(sizes[cut + 1 :])
 
     def add(
         self,
@@ -155,44 +160,33 @@ class _Mean:
         h: Float[Array, "features length after"],
         before: Int[Array, ""] | int,
         begin: Int[Array, ""],
-        new: Array | None,
     ) -> Float[Array, "features before size after"]:
         """The mean with one more tile."""
         sizes, cut = self.tiles.sizes, self.tiles.axis
-        if new is not None:
-            h = h * new[:, None].astype(h.dtype)
-        if self.axis < cut:
-            # The index of the position among the axes before the cut, without this one.
-            inner = math.prod(sizes[self.axis + 1 : cut])
-            outer = jax.lax.div(before, inner * sizes[self.axis])
-            at = (outer * inner + jax.lax.rem(before, inner), begin, 0)
-        elif self.axis == cut:
-            h = jnp.sum(h, 1, keepdims=True)
-            at = (before, 0, 0)
-        else:
-            after = sizes[cut + 1 :]
-            h = jnp.sum(h.reshape(*h.shape[:2], *after), self.axis - cut + 1).reshape(*h.shape[:2], -1)
-            at = (before, begin, 0)
-        at = (0, *at)
+        if len(self.kept) == len(sizes):
+            return jax.lax.dynamic_update_slice(total, h[:, None], (0, before, begin, 0))
+        if cut not in self.kept:
+            h, begin = jnp.sum(h, 1, keepdims=True), 0
+        gone = tuple(axis - cut + 1 for axis in range(cut + 1, len(sizes)) if axis not in self.kept)
+        h = jnp.sum(h.reshape(*h.shape[:2], *sizes[cut + 1 :]), gone).reshape(*h.shape[:2], -1)
+        at = (0, self._position(before), begin, 0)
         old = jax.lax.dynamic_slice(total, at, (h.shape[0], 1, *h.shape[1:]))
         # Divided here, where it is part of the addition, and not by a kernel of its own once all is added.
-        return jax.lax.dynamic_update_slice(total, old + h[:, None] / sizes[self.axis], at)
+        entries = math.prod(size for axis, size in enumerate(sizes) if axis not in self.kept)
+        return jax.lax.dynamic_update_slice(total, old + h[:, None] / entries, at)
 
-    def result(self, total: Float[Array, "features before size after"]) -> Float[Array, "features *sizes"]:
-        """The mean along the axis, in the shape of the leaf without it."""
-        sizes = self.tiles.sizes
-        rest = sizes[: self.axis] + sizes[self.axis + 1 :]
-        return total.reshape(total.shape[0], *rest)
+    def _position(self, before: Int[Array, ""] | int) -> Int[Array, ""] | int:
+        """The index of a position of the axes before the cut among those of them that are kept."""
+        position, stride = 0, 1
+        for axis in reversed(range(self.tiles.axis)):
+            size = self.tiles.sizes[axis]
+            if axis in self.kept:
+                position += stride * jax.lax.rem(before, size)
+                stride *= size
+            before = jax.lax.div(before, size)
+        return position
 
-
-def _contractions(leaf: Tensor, means: list[Float[Array, "features *sizes"]]) -> list[Array]:
-    """Every contraction but the whole, from the means along single axes."""
-    (whole, _), *others = contractions(leaf.names)
-    done: dict[Contraction, Array] = {}
-    for contraction, _ in others:
-        missing = [axis for axis in whole.kept if axis not in contraction.kept]
-        if len(missing) == 1:
-            done[contraction] = means[missing[0]]
-        else:
-            done[contraction] = mean_axis(done, contraction)
-    return list(done.values())
+    def result(self, total: Float[Array, "features before size after"]) -> Float[Array, "features *kept"]:
+        """The mean, with an axis for each that is kept, in the order of the leaf."""
+        sizes = (size for axis, size in enumerate(self.tiles.sizes) if axis in self.kept)
+        return total.reshape(total.shape[0], *sizes)

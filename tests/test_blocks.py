@@ -24,9 +24,10 @@ from optax_unf.stream import stream, tiles
     st.permutations(range(4)),
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=4, max_size=4),
     st.integers(0, 3),
+    st.sets(st.integers(1, 15)),
     st.integers(0, 2**31),
 )
-def test_a_leaf_in_blocks_is_the_leaf_whole(sizes, entries, names, around, apart, seed):
+def test_a_leaf_in_blocks_is_the_leaf_whole(sizes, entries, names, around, apart, multiplied, seed):
     sizes, names = tuple(sizes), tuple(names[: len(sizes)])
     rng = np.random.default_rng(seed)
     leaf = Tensor("", names, sizes, sizes, (True,) * len(sizes))
@@ -36,16 +37,18 @@ def test_a_leaf_in_blocks_is_the_leaf_whole(sizes, entries, names, around, apart
     around = around[: len(extent)]
     larger = jnp.pad(inputs.reshape(3, *extent), [(0, 0), *around], constant_values=np.nan)
     start = tuple(before for before, _ in around)
-    first, whole = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((3, 5), (5, 2)))
+    first = jnp.asarray(rng.normal(size=(3, 5)), jnp.float32)
+    kernels = {k: rng.normal(size=(5, 1 + k % 3)) for k in {0, *multiplied} if k < 2 ** len(sizes)}
+    kernels = {k: jnp.asarray(kernel, jnp.float32) for k, kernel in kernels.items()}
 
     def trunk(x):
         return jnp.tanh(jnp.einsum("io,i...->o...", first, x))
 
     @jax.jit
     def both(inputs, larger):
-        expected, *means = contract(trunk(inputs), names)
-        products, found = stream(list(larger), start, trunk, whole, leaf, extent, entries)
-        return (jnp.einsum("io,i...->o...", whole, expected), means), (products, found)
+        expected = contract(trunk(inputs), names)
+        expected = [jnp.einsum("io,i...->o...", kernels[k], x) if k in kernels else x for k, x in enumerate(expected)]
+        return expected, stream(list(larger), start, trunk, kernels, leaf, extent, entries)
 
     expected, found = both(inputs, larger)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected)

@@ -51,6 +51,16 @@ def meetings(leaves: tuple[Tensor, ...]) -> tuple[Meeting, ...]:
     return tuple(Meeting(s, tuple(departures[s]), tuple(arrivals[s])) for s in sorted(departures))
 
 
+def meeting_of(leaves: tuple[Tensor, ...], departure: tuple[int, int]) -> Meeting:
+    """The meeting that a contraction of a leaf departs to."""
+    return _by_departure(leaves)[departure]
+
+
+@functools.lru_cache(maxsize=64)
+def _by_departure(leaves: tuple[Tensor, ...]) -> dict[tuple[int, int], Meeting]:
+    return {departure: meeting for meeting in meetings(leaves) for departure in meeting.departures}
+
+
 def is_own(departure: tuple[int, int], arrival: tuple[int, Expansion], leaves: Sequence[Tensor]) -> bool:
     """Whether the pair is the identity map of a leaf."""
     (source, k), (target, expansion) = departure, arrival

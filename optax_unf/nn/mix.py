@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -18,6 +19,7 @@ from optax_unf.nn.meetings import (
     is_own,
     label_of,
     mean_index,
+    meeting_of,
     meetings,
     most_terms,
     role_of,
@@ -34,10 +36,10 @@ Matrix: TypeAlias = Callable[[str, np.ndarray], Float[Array, "..."]]
 
 @dataclasses.dataclass(frozen=True)
 class Arrived:
-    """Stands for the contraction that keeps all axes of a leaf, where that is too large to hold.
+    """Stands for a contraction of a large leaf that has been multiplied before it was averaged.
 
     Attributes:
-      products: its product with `whole_full` or `whole_tied`, the parts of which arrive at the leaves that it reaches.
+      products: its product with `full_rows` or `tied_rows`, the parts of which arrive at the leaves that it reaches.
     """
 
     products: Float[Array, "outputs *kept"]
@@ -74,20 +76,20 @@ def mix_full(
             if use_bias and not meeting.signature:
                 y += matrix("bias", np.zeros(sum(widths))).astype(y.dtype)
             products.append(y)
-        for y in products:
-            for part, (leaf, expansion) in zip(jnp.split(y, np.cumsum(widths)[:-1]), meeting.arrivals, strict=True):
-                terms[leaf].append(expand(part, expansion, leaves[leaf].sizes))
+        parts = jnp.split(functools.reduce(operator.add, products), np.cumsum(widths)[:-1])
+        for part, (leaf, expansion) in zip(parts, meeting.arrivals, strict=True):
+            terms[leaf].append(expand(part, expansion, leaves[leaf].sizes))
     return terms
 
 
-def whole_full(
-    matrix: Matrix, leaves: tuple[Tensor, ...], heights: Sequence[int], leaf: int, channels: int
+def full_rows(
+    matrix: Matrix, leaves: tuple[Tensor, ...], heights: Sequence[int], departure: tuple[int, int], channels: int
 ) -> Float[Array, "inputs outputs"]:
-    """The matrix that takes the whole of a leaf to all that `mix_full` makes of it."""
-    meeting = _meeting_of_whole(leaves, leaf)
+    """The matrix from one contraction to all that `mix_full` makes of it."""
+    meeting = meeting_of(leaves, departure)
     kernel = _full_kernel(matrix, meeting, leaves, list(heights), channels)
-    start = sum(heights[other] for other, _ in meeting.departures[: meeting.departures.index((leaf, 0))])
-    return kernel[start : start + heights[leaf]]
+    start = sum(heights[leaf] for leaf, _ in meeting.departures[: meeting.departures.index(departure)])
+    return kernel[start : start + heights[departure[0]]]
 
 
 def mix_tied(
@@ -138,24 +140,24 @@ def mix_tied(
                 xs = [(contracted[leaf][k], _order(leaves, leaf, k)) for _, k in own]
                 total.append(_joint_product(rows, xs, widen=True))
             terms[leaf] += [expand(y, expansion, leaves[leaf].sizes) for y in total]
-        for leaf, k in meeting.departures:
-            x = contracted[leaf][k]
-            if isinstance(x, Arrived):
-                parts = jnp.split(_by_signature(x.products, _order(leaves, leaf, k)), len(meeting.arrivals))
-                for part, (target, expansion) in zip(parts, meeting.arrivals, strict=True):
-                    terms[target].append(expand(part, expansion, leaves[target].sizes))
+        arriving = [(contracted[leaf][k], _order(leaves, leaf, k)) for leaf, k in meeting.departures]
+        products = [_by_signature(x.products, order) for x, order in arriving if isinstance(x, Arrived)]
+        if products:
+            parts = jnp.split(functools.reduce(operator.add, products), len(meeting.arrivals))
+            for part, (leaf, expansion) in zip(parts, meeting.arrivals, strict=True):
+                terms[leaf].append(expand(part, expansion, leaves[leaf].sizes))
     return terms
 
 
-def whole_tied(
-    matrix: Matrix, leaves: tuple[Tensor, ...], heights: Sequence[int], leaf: int, channels: int
-) -> Float[Array, "inputs outputs"]:
-    """The matrix that takes the whole of a leaf to all that `mix_tied` makes of it."""
-    kernel = _tied_kernels(matrix, leaves, heights[0], channels)
-    return tied_rows(kernel, _meeting_of_whole(leaves, leaf), leaves, (leaf, 0))
-
-
 def tied_rows(
+    matrix: Matrix, leaves: tuple[Tensor, ...], heights: Sequence[int], departure: tuple[int, int], channels: int
+) -> Float[Array, "inputs outputs"]:
+    """The matrix from one contraction to all that `mix_tied` makes of it, put together from tied ones."""
+    kernel = _tied_kernels(matrix, leaves, heights[0], channels)
+    return untied_rows(kernel, meeting_of(leaves, departure), leaves, departure)
+
+
+def untied_rows(
     kernel: Callable[[str], Float[Array, "i o"]],
     meeting: Meeting,
     leaves: tuple[Tensor, ...],
@@ -219,10 +221,6 @@ def _heights(contracted: Sequence[Contracted]) -> list[int]:
 
 def _widths(meeting: Meeting, leaves: tuple[Tensor, ...], channels: int) -> list[int]:
     return [channels * leaves[leaf].positions for leaf, _ in meeting.arrivals]
-
-
-def _meeting_of_whole(leaves: tuple[Tensor, ...], leaf: int) -> Meeting:
-    return next(meeting for meeting in meetings(leaves) if (leaf, 0) in meeting.departures)
 
 
 def _full_kernel(

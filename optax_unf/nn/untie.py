@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from optax_unf.contract import Tensor, tensors
 from optax_unf.nn.meetings import Meeting, meetings
-from optax_unf.nn.mix import tied_rows
+from optax_unf.nn.mix import untied_rows
 from optax_unf.spec import PermutationSpec
 
 Kernels = Mapping[str, Float[Array, "..."]]
@@ -36,7 +36,7 @@ def untie(tied: Kernels, spec: PermutationSpec) -> dict[str, Float[Array, "..."]
 
     full = {}
     for meeting in meetings(leaves):
-        rows = [tied_rows(kernel, meeting, leaves, departure) for departure in meeting.departures]
+        rows = [untied_rows(kernel, meeting, leaves, departure) for departure in meeting.departures]
         full["kernel" + meeting.label] = jnp.concatenate(rows)
         if not meeting.signature and "bias" in tied:
             full["bias"] = _bias(tied["bias"], meeting, leaves)
