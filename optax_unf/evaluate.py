@@ -198,8 +198,10 @@ class _InBlocks:
             sum(leaves[target].positions for target, _ in meeting_of(leaves, (leaf, k)).arrivals)
             for k in range(len(contractions(leaves[leaf].names)))
         ]
-        # The mean of the leaf is never among them: it goes to every leaf.
-        return [k for k, channels in enumerate(made[:-1]) if k == 0 or 2 * channels <= self.config.hidden_channels]
+        # The mean of the leaf goes to all leaves, and is best taken of a smaller mean.
+        most = max(range(1, len(made) - 1), key=made.__getitem__, default=0)
+        few = [k for k in range(1, len(made) - 1) if k != most and 2 * made[k] < self.config.hidden_channels]
+        return [0, *few]
 
 
 # Leaves that differ in their names alone are traced once.
