@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from optax_unf.nn.product import apart
+
 # Decays of the momentum accumulators that the network sees (Zhou, Finn & Harrison 2024, Section 4.2).
 DECAYS = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
 # Time scales of the encoding of the iteration number, as in Metz et al. 2020 (arXiv:2009.11243).
@@ -116,6 +118,5 @@ def unpack(
     packed: Float[Array, "channels entries"], shapes: Sequence[tuple[int, ...]]
 ) -> list[Float[Array, "channels *shape"]]:
     """The inverse of `pack`."""
-    # A split and not slices: its gradient puts the parts together, that of slices adds them up.
-    parts = jax.lax.split(packed, [math.prod(shape) for shape in shapes], axis=1)
+    parts = apart(packed, [math.prod(shape) for shape in shapes], axis=1)
     return [part.reshape(packed.shape[0], *shape) for part, shape in zip(parts, shapes, strict=True)]

@@ -231,7 +231,7 @@ def _direction(
     # that twice, and keep a copy of m for it. Each decay has an array of its own, not a place in a common one, so that
     # all momenta of a shape have the same code, which is compiled once.
     decays = [jnp.asarray(d, dtype) for d in (weights.gamma_0, *DECAYS)]
-    shares = jax.lax.optimization_barrier([jnp.stack([d, 1.0 - d]) for d in decays])
+    shares = [tuple(x) for x in jax.lax.optimization_barrier([jnp.stack([d, 1.0 - d]) for d in decays])]
     config = weights.config
     if block_entries is None:
         block_entries = default_block_entries()

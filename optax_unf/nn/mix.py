@@ -24,7 +24,7 @@ from optax_unf.nn.meetings import (
     most_terms,
     role_of,
 )
-from optax_unf.nn.product import product, together
+from optax_unf.nn.product import apart, product, together
 
 # Outputs have unit variance at initialization. Half of it comes from the entry itself, so that it neither
 # vanishes for inputs with zero mean nor grows with the number of leaves.
@@ -76,7 +76,7 @@ def mix_full(
             if use_bias and not meeting.signature:
                 y += matrix("bias", np.zeros(sum(widths))).astype(y.dtype)
             products.append(y)
-        parts = jnp.split(functools.reduce(operator.add, products), np.cumsum(widths)[:-1])
+        parts = apart(functools.reduce(operator.add, products), widths)
         for part, (leaf, expansion) in zip(parts, meeting.arrivals, strict=True):
             terms[leaf].append(expand(part, expansion, leaves[leaf].sizes))
     return terms
@@ -143,7 +143,7 @@ def mix_tied(
         arriving = [(contracted[leaf][k], _order(leaves, leaf, k)) for leaf, k in meeting.departures]
         products = [_by_signature(x.products, order) for x, order in arriving if isinstance(x, Arrived)]
         if products:
-            parts = jnp.split(functools.reduce(operator.add, products), len(meeting.arrivals))
+            parts = apart(functools.reduce(operator.add, products), _widths(meeting, leaves, channels))
             for part, (leaf, expansion) in zip(parts, meeting.arrivals, strict=True):
                 terms[leaf].append(expand(part, expansion, leaves[leaf].sizes))
     return terms

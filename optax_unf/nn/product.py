@@ -1,10 +1,15 @@
 """A matrix applied to the channels of every entry, and channels side by side for it."""
 
+import functools
+import itertools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+# Up to so many parts, where each begins is a number in the code that takes it.
+_FEW_PARTS = 16
 
 
 def product(kernel: Float[Array, "i o"], x: Float[Array, "i *axes"], *, widen: bool = False) -> Float[Array, "o *axes"]:
@@ -30,3 +35,30 @@ def together(xs: Sequence[Float[Array, "_ *kept"]]) -> Float[Array, "c *kept"]:
     sum anew at every leaf that it arrives at: its work would grow with the square of the number of leaves.
     """
     return jax.lax.optimization_barrier(jnp.concatenate(xs))
+
+
+def apart(x: Float[Array, "..."], sizes: Sequence[int], axis: int = 0) -> list[Float[Array, "..."]]:
+    """Parts of an array that lie side by side along an axis, as `jax.lax.split` gives them.
+
+    Where there are many, the code that takes them reads from an array where its part begins. So it is the same for all
+    parts of a shape, and the CPU's compiler makes it once.
+    """
+    if len(sizes) <= _FEW_PARTS:
+        return list(jax.lax.split(x, sizes, axis))
+    return _many_apart(x, tuple(sizes), axis)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _many_apart(x: Array, sizes: tuple[int, ...], axis: int) -> list[Array]:
+    starts = itertools.accumulate(sizes[:-1], initial=0)
+    # With a second number beside it: one alone, or twice the same, is put into the code, barrier or not.
+    starts = jax.lax.optimization_barrier([jnp.array([start, -1], jnp.int32) for start in starts])
+    return [jax.lax.dynamic_slice_in_dim(x, at[0], size, axis) for at, size in zip(starts, sizes, strict=True)]
+
+
+@_many_apart.defjvp
+def _many_apart_jvp(
+    sizes: tuple[int, ...], axis: int, primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[list[Array], list[Array]]:
+    # The gradient of a split puts the parts together, that of slices adds them up.
+    return _many_apart(*primals, sizes, axis), list(jax.lax.split(*tangents, sizes, axis))
