@@ -51,8 +51,8 @@ def apart(x: Float[Array, "..."], sizes: Sequence[int], axis: int = 0) -> list[F
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def _many_apart(x: Array, sizes: tuple[int, ...], axis: int) -> list[Array]:
     starts = itertools.accumulate(sizes[:-1], initial=0)
-    # With a second number beside it: one alone, or twice the same, is put into the code, barrier or not.
-    starts = jax.lax.optimization_barrier([jnp.array([start, -1], jnp.int32) for start in starts])
+    # With other numbers beside it: one alone, and a sequence of them, is put into the code, barrier or not.
+    starts = jax.lax.optimization_barrier([jnp.array([start, -1, -1], jnp.int32) for start in starts])
     return [jax.lax.dynamic_slice_in_dim(x, at[0], size, axis) for at, size in zip(starts, sizes, strict=True)]
 
 
