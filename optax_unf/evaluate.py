@@ -245,5 +245,5 @@ def _normalized(
         x = jax.vmap(normalize, (1, None), 1)(x, known).reshape(len(x), -1)
         # Not `apart`: the compiler sees that neighbours of a split that are packed again are one array.
         parts = jax.lax.split(x, [size] * len(numbers), axis=1)
-        done |= {n: part.reshape(-1, *shape) for n, part in zip(numbers, parts, strict=True)}
+        done |= {n: part.reshape(len(x), *shape) for n, part in zip(numbers, parts, strict=True)}
     return done
