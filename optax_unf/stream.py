@@ -110,7 +110,7 @@ def stream(
             h = h * jnp.repeat(new, cut.view[2]).astype(dtype)
         products = jax.lax.split(jnp.einsum("io,in->on", joint, h), widths)
         tile = [x.reshape(-1, cut.length, cut.view[2]) for x in (*(h for _ in summed), *products)]
-        return [mean.add(*x, before, begin) for mean, *x in zip(means, totals, tile, strict=True)]
+        return [mean.add(t, x, before, begin) for mean, t, x in zip(means, totals, tile, strict=True)]
 
     totals = jax.lax.fori_loop(0, cut.view[0] * cut.per_axis, step, zeros)
     results = [mean.result(total) for mean, total in zip(means, totals, strict=True)]
@@ -159,7 +159,7 @@ class _Mean:
         total: Float[Array, "features before size after"],
         h: Float[Array, "features length after"],
         before: Int[Array, ""] | int,
-        begin: Int[Array, ""],
+        begin: Int[Array, ""] | int,
     ) -> Float[Array, "features before size after"]:
         """The mean with one more tile."""
         sizes, cut = self.tiles.sizes, self.tiles.axis

@@ -67,7 +67,7 @@ def mix_full(
         widths = _widths(meeting, leaves, channels)
         rows = np.cumsum([0, *(heights[leaf] for leaf, _ in meeting.departures)])
         arriving = [(contracted[leaf][k], _order(leaves, leaf, k)) for leaf, k in meeting.departures]
-        products = [_by_signature(x.products, order) for x, order in arriving if isinstance(x, Arrived)]
+        products = _products(contracted, meeting, leaves)
         held = [n for n, (x, _) in enumerate(arriving) if not isinstance(x, Arrived)]
         if held:
             if len(held) < len(arriving):
@@ -140,8 +140,7 @@ def mix_tied(
                 xs = [(contracted[leaf][k], _order(leaves, leaf, k)) for _, k in own]
                 total.append(_joint_product(rows, xs, widen=True))
             terms[leaf] += [expand(y, expansion, leaves[leaf].sizes) for y in total]
-        arriving = [(contracted[leaf][k], _order(leaves, leaf, k)) for leaf, k in meeting.departures]
-        products = [_by_signature(x.products, order) for x, order in arriving if isinstance(x, Arrived)]
+        products = _products(contracted, meeting, leaves)
         if products:
             parts = apart(functools.reduce(operator.add, products), _widths(meeting, leaves, channels))
             for part, (leaf, expansion) in zip(parts, meeting.arrivals, strict=True):
@@ -178,6 +177,12 @@ def untied_rows(
             column = column + kernel("mean") if k == mean_index(leaves[leaf]) else column
         columns.append(column)
     return jnp.concatenate(columns, axis=1)
+
+
+def _products(contracted: Sequence[Contracted], meeting: Meeting, leaves: tuple[Tensor, ...]) -> list[Array]:
+    """What has been multiplied already."""
+    departures = [(contracted[leaf][k], _order(leaves, leaf, k)) for leaf, k in meeting.departures]
+    return [_by_signature(x.products, order) for x, order in departures if isinstance(x, Arrived)]
 
 
 def _joint_product(
