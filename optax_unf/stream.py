@@ -54,7 +54,7 @@ def tiles(sizes: tuple[int, ...], entries: int) -> Tiles:
         axis -= 1
     size = sizes[axis]
     length = min(size, max(1, entries // after))
-    # Tiles that overlap are masked, which takes two more passes over their features: rather somewhat smaller ones.
+    # What tiles share is masked, and evaluated twice: rather somewhat smaller ones.
     divisor = next(d for d in range(length, 0, -1) if size % d == 0)
     return Tiles(sizes, axis, divisor if 2 * divisor >= length else -(-size // -(-size // length)))
 
