@@ -93,7 +93,8 @@ def mean_squares(
       dtype: to compute in.
     """
     measured = channels[: len(channels) - (0 if known is None else len(known))]
-    flat = [x.astype(dtype).reshape(-1) for x in measured]
+    # A GPU's compiler would square momenta where it computes them, and then not write them over the old ones.
+    flat = [x.astype(dtype).reshape(-1) for x in jax.lax.optimization_barrier(measured)]
     found = jnp.stack([jnp.vdot(x, x, precision=jax.lax.Precision.HIGHEST) for x in flat]) / flat[0].size
     found = jnp.minimum(found, _LARGEST**2)
     return (found if known is None else jnp.concatenate([found, known]))[:, None]

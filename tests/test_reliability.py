@@ -156,6 +156,8 @@ def test_two_processes_agree_to_the_bit_and_write_nothing(tmp_path):
             "PYTHONHASHSEED": str(n),
             "PYTHONDONTWRITEBYTECODE": "1",
             "CUDA_CACHE_DISABLE": "1",  # of NVIDIA's driver, in the home
+            # A GPU's compiler otherwise takes the kernels that are fastest when it tries them.
+            "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_gpu_deterministic_ops=true",
         }
         environment.pop("JAX_COMPILATION_CACHE_DIR", None)
         run = subprocess.Popen([sys.executable, "-c", SCRIPT], cwd=here, env=environment, stdout=subprocess.PIPE)
