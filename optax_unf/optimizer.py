@@ -18,7 +18,7 @@ from optax_unf.infer import Inferred
 from optax_unf.paths import leaves_by_path, show_path
 from optax_unf.read_spec import make_spec
 from optax_unf.restrict import restrict
-from optax_unf.sharding import propagated
+from optax_unf.sharding import propagated, replicated
 from optax_unf.spec import PermutationSpec
 from optax_unf.weights import MetaWeights, check_fits, load_weights
 
@@ -110,7 +110,7 @@ def scale_by_unf(
     def init(params: optax.Params) -> ScaleByUNFState:
         _check_real(params, "parameter")
         return ScaleByUNFState(
-            count=jnp.zeros([], jnp.int32),
+            count=replicated(jnp.zeros([], jnp.int32), params),
             momenta=tuple(jax.tree.map(zero, params) for _ in range(1 + len(DECAYS))),
             squares=jax.tree.map(zero, params) if weights.config.scales_entries else None,
         )

@@ -1,11 +1,13 @@
-"""Sharded parameters, where their shardings are part of their types."""
+"""Sharded parameters: results and state are sharded as they are."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
-from jax.sharding import AxisType
-from jaxtyping import PyTree
+from jax.core import Tracer
+from jax.experimental.shard_alike import shard_alike
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Array, ArrayLike, PyTree
 
 Trees: TypeAlias = tuple[PyTree, ...]
 
@@ -14,15 +16,34 @@ def propagated(function: Callable[..., Trees]) -> Callable[..., Trees]:
     """Lets the compiler choose shardings inside `function`, whose results are sharded like its positional arguments.
 
     Under explicit sharding (`jax.sharding.AxisType.Explicit`), jax refuses operations that do not determine the
-    sharding of their result, such as adding leaves with different shardings. Under automatic sharding, and without
-    any, this is `function` itself.
+    sharding of their result, such as adding leaves with different shardings. Under automatic sharding, matrices
+    that are parted keep their sharding by themselves; a matrix that is replicated while others are parted may come out
+    parted, unless the caller's `out_shardings` say not to.
     """
 
     def call(*trees: PyTree, **rest: Any) -> Trees:
         shardings = jax.tree.map(lambda x: jax.typeof(x).sharding, trees)
         if not any(AxisType.Explicit in sharding.mesh.axis_types for sharding in jax.tree.leaves(shardings)):
-            return function(*trees, **rest)
+            results = function(*trees, **rest)
+            return results if jax.device_count() == 1 else jax.tree.map(_vectors_alike, trees, results)
         automatic: Any = jax.sharding.auto_axes(lambda trees, rest: function(*trees, **rest), out_sharding=shardings)
         return automatic(trees, rest)
 
     return call
+
+
+def _vectors_alike(x: ArrayLike, y: Array) -> Array:
+    """The result, sharded like the argument if it is a vector: next to parted matrices, the compiler would part it too.
+
+    Not so matrices: with two of them in a group, it has moved both to a sharding that neither had.
+    """
+    return shard_alike(x, y)[1] if isinstance(x, jax.Array) and x.ndim < 2 else y
+
+
+def replicated(x: Array, beside: PyTree) -> Array:
+    """The array on all devices of the mesh of the arrays beside it, where a step with them would leave it."""
+    for leaf in jax.tree.leaves(beside):
+        concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)
+        if concrete and isinstance(leaf.sharding, NamedSharding):
+            return jax.device_put(x, NamedSharding(leaf.sharding.mesh, PartitionSpec()))
+    return x
