@@ -45,8 +45,10 @@ def scale_by_time(
     """
     new = SQUARE_DECAY * mean_square + (1.0 - SQUARE_DECAY) * jnp.square(bounded(grad))
     unbiased = new / (1.0 - SQUARE_DECAY ** (count.astype(grad.dtype) + 1.0))
-    # Under the root, so that there is a derivative where all gradients were 0. What is not finite stays so.
-    return grad / jnp.sqrt(unbiased + _SMALLEST**2), new
+    # What is not finite stays so.
+    numerator = jnp.where(jnp.isfinite(grad), bounded(grad), grad)
+    # Under the root, so that there is a derivative where all gradients were 0.
+    return numerator / jnp.sqrt(unbiased + _SMALLEST**2), new
 
 
 def noise_squares(count: Int[Array, ""], dtype: jnp.dtype) -> Float[Array, " 7"]:

@@ -7,15 +7,21 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
+from optax_unf.arguments import (
+    check_accumulator,
+    check_block_entries,
+    check_learning_rate,
+    check_real,
+    flatten_checked,
+)
 from optax_unf.evaluate import default_block_entries, evaluate
 from optax_unf.features import DECAYS, encode_step, noise_squares, scale_by_time
 from optax_unf.infer import Inferred
-from optax_unf.paths import leaves_by_path, show_path
+from optax_unf.paths import leaves_by_path
 from optax_unf.read_spec import make_spec
 from optax_unf.restrict import restrict
 from optax_unf.sharding import propagated, replicated
@@ -33,8 +39,8 @@ class ScaleByUNFState(NamedTuple):
       count: number of updates so far, int32 [].
       momenta: seven trees like the parameters, of the accumulator dtype: the momentum at gamma_0, then those at
         0.1, 0.5, 0.9, 0.99, 0.999 and 0.9999. With normalization `"entry"` of gradients that `squares` has scaled.
-      squares: a tree like the parameters, of the accumulator dtype: the mean square of each gradient over time, if the
-        weights' normalization is `"entry"`; else None.
+      squares: a tree like the parameters, at least float32: the mean square of each gradient over time, if the weights'
+        normalization is `"entry"`; else None.
     """
 
     count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride] (optax names it so)
@@ -70,8 +76,8 @@ def scale_by_unf(
         where they belong to one weight space, else a name of its own for every axis. A spec of a whole model also
         serves for a part of it, such as `optax.masked` and `optax.partition` pass on.
       accumulator_dtype: of the momenta. By default that of the parameter, but at least float32: an average at decay
-        0.9999 does not move in bfloat16. Give it as a string, `"bfloat16"`, where `optax.inject_hyperparams` would
-        take a type for a schedule.
+        0.9999 does not move in bfloat16. Mean squares stay at least float32. Give it as a string, `"bfloat16"`, where
+        `optax.inject_hyperparams` would take a type for a schedule.
       block_entries: large leaves are evaluated in blocks of about so many entries, whose hidden features are all that
         is held of them; 0 evaluates every leaf whole. By default chosen for the device (see `optax_unf.evaluate`),
         and 0 where there are several devices. A static argument for `optax.inject_hyperparams`.
@@ -84,7 +90,7 @@ def scale_by_unf(
         normalization; full-coefficient weights are used for
         another weight space than theirs, or for a part of it.
       TypeError: a parameter or gradient is not real floating-point, or `accumulator_dtype` is not; `block_entries` is
-        not a natural number.
+        not a natural number; the state is that of another transformation.
 
     Example:
       >>> import jax.numpy as jnp, optax, optax_unf
@@ -98,35 +104,33 @@ def scale_by_unf(
     if not isinstance(weights, MetaWeights):
         weights = load_weights(weights)
 
-    if accumulator_dtype is not None:
-        _check_accumulator(accumulator_dtype)
-    if block_entries is not None and not (isinstance(block_entries, int | np.integer) and block_entries >= 0):
-        raise TypeError(
-            f"block_entries must be a natural number that is known before tracing, but is {block_entries!r}. Give "
-            f"optax.inject_hyperparams(..., static_args=('block_entries',))."
-        )
+    check_accumulator(accumulator_dtype)
+    check_block_entries(block_entries)
     zero = functools.partial(_zero_momentum, dtype=accumulator_dtype)
+    # In a narrower type squares would overflow, and their average at decay 0.999 stand still.
+    squares_dtype = None if accumulator_dtype is None else jnp.promote_types(accumulator_dtype, jnp.float32)
+    zero_square = functools.partial(_zero_momentum, dtype=squares_dtype)
 
     def init(params: optax.Params) -> ScaleByUNFState:
-        _check_real(params, "parameter")
+        check_real(params, "parameter")
         return ScaleByUNFState(
             count=replicated(jnp.zeros([], jnp.int32), params),
             momenta=tuple(jax.tree.map(zero, params) for _ in range(1 + len(DECAYS))),
-            squares=jax.tree.map(zero, params) if weights.config.scales_entries else None,
+            squares=jax.tree.map(zero_square, params) if weights.config.scales_entries else None,
         )
 
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, ScaleByUNFState]:
         del extra  # every optax transformation accepts what others in its chain need
-        assert isinstance(state, ScaleByUNFState)
+        state = _checked_state(state)
         if params is None:
             raise ValueError(
                 "The learned optimizer looks at the parameters, but update was called without them. Call "
                 "update(gradients, state, params)."
             )
-        _check_real(params, "parameter")
-        _check_real(updates, "gradient")
+        check_real(params, "parameter")
+        check_real(updates, "gradient")
         if (state.squares is not None) != weights.config.scales_entries:
             raise ValueError(
                 f"The state {'lacks' if state.squares is None else 'has'} mean squares of the gradients, and is not "
@@ -138,9 +142,9 @@ def scale_by_unf(
         step = propagated(functools.partial(_direction, space=space, block_entries=block_entries))
         direction, momenta, squares = step(
             space.flatten(params, "parameters"),
-            [space.flatten(tree, "momenta") for tree in state.momenta],
-            None if state.squares is None else space.flatten(state.squares, "squares"),
-            grads=_checked_shapes(space, space.flatten(updates, "gradients")),
+            [flatten_checked(space, tree, "momenta") for tree in state.momenta],
+            None if state.squares is None else flatten_checked(space, state.squares, "squares"),
+            grads=flatten_checked(space, updates, "gradients"),
             count=state.count,
             weights=weights,
         )
@@ -177,7 +181,7 @@ def unf(
 
     Raises:
       ValueError: see `scale_by_unf`.
-      TypeError: see `scale_by_unf`.
+      TypeError: see `scale_by_unf`; or the learning rate is neither a number nor a schedule.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, optax_unf
@@ -194,6 +198,7 @@ def unf(
     """
     if not isinstance(weights, MetaWeights):
         weights = load_weights(weights)
+    check_learning_rate(learning_rate)
     if learning_rate is None:
         step = optax.stateless(functools.partial(_descend, weights.alpha))
     else:
@@ -271,33 +276,25 @@ def _weight_space(weights: MetaWeights, spec: Spec, params: PyTree) -> Permutati
         spec = spec.of(params)
     part = restrict(spec, params)
     space = part if isinstance(part, PermutationSpec) else make_spec(part, params)
+    if not space.leaves:
+        return space
     check_fits(weights, space)
-    _checked_shapes(space, space.flatten(params, "parameters"), "parameters")
+    flatten_checked(space, params, "parameters")
     return space
 
 
-def _checked_shapes(space: PermutationSpec, leaves: list[Array], what: str = "gradients") -> list[Array]:
-    for leaf, x in zip(space.leaves, leaves, strict=True):
-        if jnp.shape(x) != leaf.shape:
-            raise ValueError(
-                f"Leaf {show_path(leaf.path)} of the {what} must have shape {leaf.shape}, as in the permutation spec, "
-                f"but has {jnp.shape(x)}."
-            )
-    return leaves
-
-
-def _check_real(tree: PyTree, what: str) -> None:
-    for path, x in leaves_by_path(tree).items():
-        if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
-            raise TypeError(
-                f"The learned optimizer needs real floating-point leaves, but the {what} {show_path(path)} is "
-                f"{jnp.result_type(x)}. Leave it out with optax.masked or optax.partition."
-            )
-
-
-def _check_accumulator(dtype: DTypeLike) -> None:
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"accumulator_dtype must be real floating-point, such as 'float32', but is {dtype!r}.")
+def _checked_state(state: optax.OptState) -> ScaleByUNFState:
+    if not isinstance(state, ScaleByUNFState):
+        raise TypeError(
+            f"The state must be the ScaleByUNFState that init of this transformation returns, but is a "
+            f"{type(state).__name__}. Give update the state of the same optimizer; one that was restored as plain "
+            f"containers must be restored into the structure of optimizer.init(params)."
+        )
+    if len(state.momenta) != 1 + len(DECAYS):
+        raise ValueError(
+            f"The state must hold {1 + len(DECAYS)} trees of momenta, but holds {len(state.momenta)}. Call init."
+        )
+    return state
 
 
 def _zero_momentum(x: Array, dtype: DTypeLike | None) -> Array:

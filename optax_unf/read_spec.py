@@ -75,6 +75,8 @@ def _collect_axes(node: Any, trie: _Trie, keys: tuple[str, ...], axes: dict[str,
     if _is_empty(trie):
         return
     node, path = unboxed(node), join_path(keys)
+    if isinstance(node, Mapping) and list(node) == ["value"] and "value" not in (trie or {}):
+        node = node["value"]  # a plain dict for a box
     if trie is None:
         axes[path] = _as_axes(node, path)
         return

@@ -134,19 +134,22 @@ class PermutationSpec:
 
 
 def _check_paths(expected: tuple[str, ...], found: Mapping[str, Any], what: str) -> None:
+    # The spec has been compared with the parameters before with other trees.
+    of_spec = what in ("tree", "parameters")
+    alike = f"Give {what} that are a tree like the parameters."
     for path in expected:
         if path not in found:
             raise ValueError(
                 f"The {what} must have the leaves of the permutation spec, but lacks {show_path(path)}. It has "
-                f"{', '.join(map(show_path, found)) or 'no leaves'}. Make the spec from these parameters with "
-                f"make_spec(tree, params)."
+                f"{', '.join(map(show_path, found)) or 'no leaves'}. "
+                f"{'Make the spec from these parameters with make_spec(tree, params).' if of_spec else alike}"
             )
     unknown = set(found).difference(expected)
     for path in found:
         if path in unknown:
             raise ValueError(
-                f"The permutation spec has no entry for the leaf {show_path(path)} of the {what}. Add it to the "
-                f"tree that make_spec is given."
+                f"The permutation spec has no entry for the leaf {show_path(path)} of the {what}. "
+                f"{'Add it to the tree that make_spec is given.' if of_spec else alike}"
             )
 
 

@@ -93,8 +93,9 @@ def stream(
     dtype, features = kernels[0].dtype, kernels[0].shape[0]
     joint = jnp.concatenate(list(kernels.values()), axis=1)
     widths = [kernel.shape[1] for kernel in kernels.values()]
+    zero = _zero(jax.tree.leaves((inputs, trunk, kernels)), dtype)
     zeros = [
-        jnp.zeros((width, *mean.shape), dtype)
+        jax.lax.full_like(zero, 0, shape=(width, *mean.shape))
         for width, mean in zip([features] * len(summed) + widths, means, strict=True)
     ]
     overlapping = cut.view[1] % cut.length > 0
@@ -120,6 +121,12 @@ def stream(
             done[contraction] = mean_of_smallest(done, contraction)
     done |= zip((every[k] for k in kernels), results[len(summed) :], strict=True)
     return [done[contraction] for contraction in every]
+
+
+def _zero(arrays: Sequence[Array], dtype: jnp.dtype) -> Float[Array, ""]:
+    """0, which varies over an axis of `jax.shard_map` if one of the arrays does, as what a loop adds to it will."""
+    zeros = [jax.lax.full_like(x, 0, dtype, ()) for x in arrays if isinstance(x, jax.Array)]
+    return functools.reduce(jnp.add, {jax.typeof(zero): zero for zero in zeros}.values())
 
 
 def _reader(

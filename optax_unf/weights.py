@@ -168,6 +168,7 @@ def load_weights(name_or_path: str | Path) -> MetaWeights:
 
     Raises:
       FileNotFoundError: there is neither such a name nor such a file.
+      TypeError: it is neither a name nor a path.
       ValueError: the file is damaged, or no file of meta-weights. Nothing in it is ever executed.
 
     Example:
@@ -255,6 +256,11 @@ def load_card(name_or_path: str | Path) -> dict[str, Any]:
 
 
 def _resolve(name_or_path: str | Path) -> Path:
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise TypeError(
+            f"Meta-weights must be MetaWeights, a path, or one of {', '.join(list_pretrained())}, but are of type "
+            f"{type(name_or_path).__name__}. init_weights and load_weights make MetaWeights."
+        )
     if str(name_or_path) in list_pretrained():
         return _pretrained_folder() / f"{name_or_path}.safetensors"
     path = Path(name_or_path)

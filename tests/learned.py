@@ -24,9 +24,11 @@ def make_params(seed=0):
 SPEC = make_spec(AXES, make_params())
 
 
-def make_weights(head, spec=SPEC):
+def make_weights(head, spec=SPEC, **config):
     kind, coefficients = ("unf", head) if head in ("tied", "full") else (head, "full")
-    config = OptimizerConfig(head=kind, coefficients=coefficients, hidden_channels=4, hidden_layers=1, beta=0.5)
+    config = OptimizerConfig(
+        head=kind, coefficients=coefficients, hidden_channels=4, hidden_layers=1, beta=0.5, **config
+    )
     return init_weights(config, spec, jax.random.key(7))
 
 

@@ -10,6 +10,8 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from optax_unf import Concat, MetaWeights, OptimizerConfig, init_weights, make_spec, scale_by_unf
 from optax_unf.contract import Tensor, contract
@@ -137,6 +139,40 @@ def test_an_update_in_blocks_is_the_update_whole(config, entries):
 
     whole, blocks = both(params, grads)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5), blocks, whole)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        OptimizerConfig(coefficients="tied", hidden_channels=4, hidden_layers=1, beta=1.0),
+        OptimizerConfig(head="deepsets", hidden_channels=4, hidden_layers=1, beta=1.0),
+    ],
+    ids=["tied", "deepsets"],
+)
+@pytest.mark.parametrize("local", ["params and gradients", "gradients", "weights"])
+def test_blocks_under_shard_map(config, local):
+    """Parameters, gradients or meta-weights of its own for each device, of which one is enough for their types."""
+    names = {"w": ("in", "out"), "b": ("out",)}
+    rng = np.random.default_rng(0)
+    params, grads = ({"w": jnp.float32(rng.normal(size=(9, 7))), "b": jnp.float32(rng.normal(size=7))} for _ in "ab")
+    weights = init_weights(config, make_spec(names, params), jax.random.key(0))
+
+    def update(params, grads, theta):
+        tx = scale_by_unf(MetaWeights(theta, weights.config, weights.spec), spec=names, block_entries=20)
+        return tx.update(grads, tx.init(params), params)[0]
+
+    args = params, grads, weights.theta
+    specs = tuple(P("x") if name in local else P() for name in ("params", "gradients", "weights"))
+
+    def per_device(*args):
+        args = (jax.tree.map(lambda x: x[0], arg) if spec else arg for arg, spec in zip(args, specs, strict=True))
+        return jax.tree.map(lambda x: x[None], update(*args))
+
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(AxisType.Auto,))
+    stacked = (jax.tree.map(lambda x: x[None], arg) if spec else arg for arg, spec in zip(args, specs, strict=True))
+    found = jax.jit(jax.shard_map(per_device, mesh=mesh, in_specs=specs, out_specs=P("x")))(*stacked)
+    expected = jax.tree.map(lambda x: x[None], jax.jit(update)(*args))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, expected)
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=4), st.integers(1, 300))

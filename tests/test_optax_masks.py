@@ -66,6 +66,13 @@ def test_full_coefficients_refuse_a_part(kind):
         tx.update(make_params(1), tx.init(make_params()), make_params())
 
 
+def test_full_coefficients_leave_nothing_as_it_is():
+    nothing = dict.fromkeys(KERNELS, False)
+    tx = optax.masked(unf(weights_of("full"), spec=SPEC), nothing)
+    updates, _ = tx.update(make_params(1), tx.init(make_params()), make_params())
+    close(updates, make_params(1))
+
+
 @pytest.mark.parametrize("kind", ["names", "spec"])
 def test_full_coefficients_of_the_part_fit_it(kind):
     weights = make_weights("full", make_spec(only(AXES), only(make_params())))

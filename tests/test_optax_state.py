@@ -5,9 +5,10 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
-from learned import SPEC, close, descend, each_head, make, make_params, two_heads, weights_of
+from learned import SPEC, close, descend, each_head, make, make_params, make_weights, two_heads, weights_of
 
 from optax_unf import unf
 
@@ -59,6 +60,24 @@ def test_float64_updates_are_more_precise(head):
         assert all(x.dtype == jnp.float64 for x in jax.tree.leaves(double))
         chex.assert_trees_all_close(jax.tree.map(jnp.float32, double), single, rtol=1e-4, atol=1e-5)
         assert any((a != b).any() for a, b in zip(jax.tree.leaves(double), jax.tree.leaves(single), strict=True))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("size", [1e-4, 1.0, 1e3])
+def test_narrow_accumulators_keep_the_scale_by_entry(dtype, size):
+    """Of a constant gradient, the nominal term goes to 1, as in Adam."""
+    weights = make_weights("none", normalization="entry")
+    tx = unf(weights, spec=SPEC, accumulator_dtype=dtype, learning_rate=1.0)
+    params, state = make_params(), tx.init(make_params())
+    assert {x.dtype for x in jax.tree.leaves(state[0].squares)} == {jnp.dtype("float32")}
+    grads = jax.tree.map(lambda x: jnp.full_like(x, size), params)
+
+    def step(state, _):
+        updates, state = tx.update(grads, state, params)
+        return state, updates["b"][0]
+
+    _, updates = jax.jit(lambda state: jax.lax.scan(step, state, None, length=2000))(state)
+    np.testing.assert_allclose(updates[-1], -1.0, rtol=0.02)
 
 
 def test_accumulator_dtype_rounds_the_momenta():

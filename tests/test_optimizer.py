@@ -214,6 +214,21 @@ def test_finite_input_gives_finite_updates(normalization):
         assert all(np.isfinite(x).all() for x in jax.tree.leaves((updates, state)))
 
 
+def test_one_large_gradient_by_entry_is_a_bounded_step():
+    """Whatever its size: in a mean square of decay 0.999, one number is at most 1 / sqrt(0.001) of the root."""
+    tx = scale_by_unf(make_weights("none", normalization="entry"), spec=AXES)
+    params, ones = make_params(), jax.tree.map(jnp.ones_like, make_params())
+    largest = []
+    for size in (1e3, 1e15, 1e18, 1e30, 3e38):
+        state = tx.init(params)
+        for scale in (1.0, size, 1.0):
+            direction, state = tx.update(jax.tree.map(lambda x, s=scale: s * x, ones), state, params)
+            largest.append(max(float(jnp.abs(x).max()) for x in jax.tree.leaves(direction)))
+    assert max(largest) < 1 / np.sqrt(0.001)
+    infinite, _ = tx.update(jax.tree.map(lambda x: jnp.inf * x, ones), tx.init(params), params)
+    assert all(jnp.isinf(x).all() for x in jax.tree.leaves(infinite))
+
+
 def test_gradients_by_entry_have_no_scale():
     # One scale for each entry and all time, which Adam does not see either.
     weights = make_weights("deepsets", normalization="entry")
@@ -333,6 +348,14 @@ def update_with(params, grads=None, spec=None, weights=None):
     return tx.update(params if grads is None else grads, state, params)
 
 
+def initial():
+    return scale_by_unf(make_weights()).init(make_params())
+
+
+def update_from(state):
+    return scale_by_unf(make_weights()).update(make_params(), state, make_params())
+
+
 def without(tree, name):
     return {key: value for key, value in tree.items() if key != name}
 
@@ -381,6 +404,30 @@ def without(tree, name):
             lambda: update_with(make_params(), spec={"first": AXES["first"]}),
             ValueError,
             "must have an entry for .*'second'",
+        ),
+        (
+            lambda: update_with(make_params(), jax.tree.map(lambda x: None if x.ndim == 1 else x, make_params())),
+            ValueError,
+            "gradients must have .*lacks 'first/bias'.*Give gradients that are a tree like the parameters",
+        ),
+        (lambda: unf(make_weights()).init({"w": jnp.ones(3), "act": jnp.tanh}), TypeError, "'act' is .*equinox.filter"),
+        (lambda: unf(make_weights()).init({"w": jnp.ones(3), "act": "relu"}), TypeError, "parameter 'act' is 'relu'"),
+        (lambda: unf(1e-3), TypeError, "must be MetaWeights, a path, or one of .* are of type float"),  # type: ignore[arg-type]
+        (lambda: unf(make_weights(), learning_rate="0.1"), TypeError, "a number or an optax schedule, but is '0.1'"),
+        (lambda: unf(make_weights(), accumulator_dtype="bf16"), TypeError, "real floating-point, .*is 'bf16'"),
+        (
+            lambda: update_from(optax.adam(0.1).init(make_params())),
+            TypeError,
+            "must be the ScaleByUNFState.*is a tuple",
+        ),
+        (lambda: update_from({"count": 0}), TypeError, "is a dict.*into the structure of optimizer.init"),
+        (lambda: update_from(initial()._replace(momenta=initial().momenta[:6])), ValueError, "7 trees .* holds 6"),
+        (
+            lambda: update_from(
+                initial()._replace(momenta=[jax.tree.map(lambda x: x[:1], m) for m in initial().momenta])
+            ),
+            ValueError,
+            r"'first/bias' of the momenta must have shape \(4,\).*has \(1,\)",
         ),
     ],
 )

@@ -6,7 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from optax_unf import unf
 
 CASES = ["deepsets rows auto", "full both auto", "tied both auto", "tied both explicit"]
 
@@ -35,6 +42,20 @@ def test_the_state_is_sharded_like_the_parameters(found, case):
 @pytest.mark.parametrize("case", CASES)
 def test_a_second_step_is_not_compiled_anew(found, case):
     assert found[case]["programs"] == 1
+
+
+def test_an_explicit_mesh_of_one_device():
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(AxisType.Explicit,))
+    params = {"w": jnp.ones((6, 4)), "b": jnp.ones(4)}
+    shardings = {"w": NamedSharding(mesh, P("x", None)), "b": NamedSharding(mesh, P(None))}
+    tx = unf("mlp-fashion-mnist-tied", spec={"w": ("in", "out"), "b": ("out",)})
+    placed = jax.device_put(params, shardings)
+    with jax.set_mesh(mesh):
+        updates, state = jax.jit(tx.update)(placed, tx.init(placed), placed)
+    expected, _ = jax.jit(tx.update)(params, tx.init(params), params)
+    for path, x in updates.items():
+        assert x.sharding == state[0].momenta[0][path].sharding == shardings[path]
+        np.testing.assert_allclose(x, expected[path], rtol=1e-5)
 
 
 @pytest.mark.parametrize("case", CASES)

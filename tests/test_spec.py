@@ -155,6 +155,7 @@ def test_dataclass_with_only_a_field_called_value_is_a_box():
     params = {"a": Single(zeros(3)), "b": Single(Single(zeros(3)))}
     spec = make_spec({"a": Single(("n",)), "b": ("n",)}, params)
     assert axes_of(spec) == {"a": ("n",), "b": ("n",)}
+    assert make_spec({"a": {"value": ("n",)}, "b": ("n",)}, params) == spec
     chex.assert_trees_all_equal(spec.unflatten(spec.flatten(params), params), params)
 
 

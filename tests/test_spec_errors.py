@@ -226,7 +226,8 @@ def test_trees_that_do_not_fit_the_spec():
     spec = make_spec(LAYER, {"kernel": KERNEL, "bias": BIAS})
     g = spec.random_permutation(jax.random.key(0))
     with pytest.raises(
-        ValueError, match=r"gradients must have the leaves .* lacks 'bias'.*It has 'kernel'.*Make the spec"
+        ValueError,
+        match=r"gradients must have the leaves .* lacks 'bias'.*It has 'kernel'.*Give gradients that are a tree like",
     ):
         spec.flatten({"kernel": KERNEL}, "gradients")
     with pytest.raises(ValueError, match=r"lacks 'bias'.*no leaves"):

@@ -1,0 +1,78 @@
+"""What the optimizer refuses, before anything is compiled."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import DTypeLike
+from jaxtyping import Array, PyTree
+
+from optax_unf.paths import leaves_by_path, show_path
+from optax_unf.spec import PermutationSpec
+
+
+def flatten_checked(space: PermutationSpec, tree: PyTree, what: str) -> list[Array]:
+    """The leaves of a tree in the order of the spec, which must have the shapes of the spec."""
+    leaves = space.flatten(tree, what)
+    for leaf, x in zip(space.leaves, leaves, strict=True):
+        if jnp.shape(x) != leaf.shape:
+            raise ValueError(
+                f"Leaf {show_path(leaf.path)} of the {what} must have shape {leaf.shape}, as in the permutation spec, "
+                f"but has {jnp.shape(x)}."
+            )
+    return leaves
+
+
+def check_real(tree: PyTree, what: str) -> None:
+    """Refuses leaves that are no real floating-point arrays or numbers."""
+    for path, x in leaves_by_path(tree).items():
+        dtype = _dtype_of(x)
+        if dtype is None:
+            raise TypeError(
+                f"The learned optimizer needs arrays, but the {what} {show_path(path)} is {x!r}. Leave it out, as with "
+                f"equinox.filter(model, equinox.is_inexact_array)."
+            )
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"The learned optimizer needs real floating-point leaves, but the {what} {show_path(path)} is {dtype}. "
+                f"Leave it out with optax.masked or optax.partition."
+            )
+
+
+def _dtype_of(x: Any) -> jnp.dtype | None:
+    """The dtype of an array or number; None of anything else."""
+    try:
+        return None if isinstance(x, str | type) else jnp.result_type(x)
+    except TypeError:
+        return None
+
+
+def check_learning_rate(rate: optax.ScalarOrSchedule | None) -> None:
+    """Refuses what is neither a number nor a schedule."""
+    if rate is not None and not callable(rate) and _dtype_of(rate) is None:
+        raise TypeError(
+            f"learning_rate must be a number or an optax schedule, but is {rate!r}. Without one, the meta-trained rate "
+            f"is taken."
+        )
+
+
+def check_accumulator(dtype: DTypeLike | None) -> None:
+    """Refuses what is not a real floating-point type."""
+    if dtype is None:
+        return
+    try:
+        known = jnp.dtype(dtype)
+    except TypeError:
+        known = None
+    if known is None or not jnp.issubdtype(known, jnp.floating):
+        raise TypeError(f"accumulator_dtype must be real floating-point, such as 'float32', but is {dtype!r}.")
+
+
+def check_block_entries(entries: int | None) -> None:
+    """Refuses what is not a natural number, or not known before tracing."""
+    if entries is not None and not (isinstance(entries, int | np.integer) and entries >= 0):
+        raise TypeError(
+            f"block_entries must be a natural number that is known before tracing, but is {entries!r}. Give "
+            f"optax.inject_hyperparams(..., static_args=('block_entries',))."
+        )
