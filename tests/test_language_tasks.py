@@ -264,7 +264,7 @@ def test_meta_training_at_full_size(name, guess):
     start = dataclasses.replace(start, theta=start.theta | {"log_alpha": jnp.log(0.01)})
     # These losses begin above the 10 nats that PES would clip at.
     stage = Stage(PES(pairs=1, truncation=1, max_loss=100.0), steps=2, learning_rate=1e-3)
-    settings = MetaTrainConfig((stage,), horizon=4, evaluate_every=2, evaluate_runs=1)
+    settings = MetaTrainConfig((stage,), horizon=2, evaluate_every=2, evaluate_runs=1)
     result = meta_train(start.config, task, settings, jax.random.key(1), weights=start, progress=False)
     assert np.log(guess) < result.curve[-1]["final_loss"] < 3 * np.log(guess)
     for moved in jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), result.last.theta, start.theta)):
