@@ -5,9 +5,8 @@ from typing import Any, TypeAlias
 
 import jax
 from jax.core import Tracer
-from jax.experimental.shard_alike import shard_alike
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from jaxtyping import Array, ArrayLike, PyTree
+from jaxtyping import Array, PyTree
 
 Trees: TypeAlias = tuple[PyTree, ...]
 
@@ -16,28 +15,19 @@ def propagated(function: Callable[..., Trees]) -> Callable[..., Trees]:
     """Lets the compiler choose shardings inside `function`, whose results are sharded like its positional arguments.
 
     Under explicit sharding (`jax.sharding.AxisType.Explicit`), jax refuses operations that do not determine the
-    sharding of their result, such as adding leaves with different shardings. Under automatic sharding, matrices
-    that are parted keep their sharding by themselves; a matrix that is replicated while others are parted may come out
-    parted, unless the caller's `out_shardings` say not to.
+    sharding of their result, such as adding leaves with different shardings. Under automatic sharding, this is
+    `function` itself: leaves that are parted keep their sharding; one that is replicated while others are parted may
+    come out parted, unless the caller's `out_shardings` say not to.
     """
 
     def call(*trees: PyTree, **rest: Any) -> Trees:
         shardings = jax.tree.map(lambda x: jax.typeof(x).sharding, trees)
         if not any(AxisType.Explicit in sharding.mesh.axis_types for sharding in jax.tree.leaves(shardings)):
-            results = function(*trees, **rest)
-            return results if jax.device_count() == 1 else jax.tree.map(_vectors_alike, trees, results)
+            return function(*trees, **rest)
         automatic: Any = jax.sharding.auto_axes(lambda trees, rest: function(*trees, **rest), out_sharding=shardings)
         return automatic(trees, rest)
 
     return call
-
-
-def _vectors_alike(x: ArrayLike, y: Array) -> Array:
-    """The result, sharded like the argument if it is a vector: next to parted matrices, the compiler would part it too.
-
-    Not so matrices: with two of them in a group, it has moved both to a sharding that neither had.
-    """
-    return shard_alike(x, y)[1] if isinstance(x, jax.Array) and x.ndim < 2 else y
 
 
 def replicated(x: Array, beside: PyTree) -> Array:

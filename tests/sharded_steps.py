@@ -94,6 +94,7 @@ def sharded(head, layout, kind, expected):
     return {
         "difference": difference((params, state), expected),
         "differently sharded": [before, differently_sharded(params, state, shardings)],
+        "replicated": [path for path in AXES if path not in specs],
         "programs": step._cache_size(),
         "moved": largest_moved(text),
     }
