@@ -130,7 +130,7 @@ def meta_train(
         spec, key_head = task_spec(loaded[0], architecture.head), jax.random.fold_in(key, 1)
         weights = transfer_weights(load_weights(start), architecture, spec, key_head, alpha=alpha, learned=learned)
     out.mkdir(parents=True, exist_ok=True)
-    if first:
+    if first and not (resume and (out / "config.json").exists()):
         (out / "config.json").write_text(json.dumps(settings.to_dict(), indent=1) + "\n", encoding="utf-8")
     made = provenance(_command())  # before a long run: the checkout may change meanwhile
     result = meta.meta_train(architecture, loaded, settings, key, weights=weights, out=out, progress=progress)
@@ -170,12 +170,13 @@ def evaluate(
     """
     if seeds < 1:
         raise ValueError(f"An evaluation needs at least one seed, but --seeds is {seeds}.")
+    _check_steps(steps)
     _start_devices(devices)
     loaded = tasks.get(task, data_dir=data_dir)
     learned = load_weights(weights)
     check_fits(learned, task_spec(loaded, learned.config.head))
     training = meta.learned_training(learned.config, loaded)
-    runs = fresh_runs(training, learned.theta, fresh_keys(seeds), steps or loaded.horizon)
+    runs = fresh_runs(training, learned.theta, fresh_keys(seeds), loaded.horizon if steps is None else steps)
     for name, losses in (("training_loss", meta.final_loss(runs.losses)), ("validation_loss", runs.validation)):
         mean, error = mean_and_error([float(x) for x in losses])
         print(f"{name} {mean:.6g} nats")
@@ -208,6 +209,7 @@ def compare(
       data_dir: Folder with the original data files; by default what OPTAX_UNF_DATA names.
       devices: CPU devices that JAX shall have; by default one for each core.
     """
+    _check_steps(steps)
     _start_devices(devices)
     for name in task:
         loaded = tasks.get(name, data_dir=data_dir)
@@ -215,7 +217,7 @@ def compare(
         before = None if fresh else read_comparison(out / f"{name}.json")
         made = provenance(_command())
         known = before.results if before is not None and before.made["versions"] == made["versions"] else ()
-        found = Comparison(name, str(loaded.describe()), steps or loaded.horizon, seeds, (), made)
+        found = Comparison(name, str(loaded.describe()), loaded.horizon if steps is None else steps, seeds, (), made)
         for result in compare_optimizers(loaded, learned, steps=steps, seeds=seeds, known=known):
             found = dataclasses.replace(found, results=(*found.results, result))
             # What is known and not yet come to is kept: a comparison that is stopped twice loses nothing.
@@ -246,6 +248,11 @@ def plot(run: Path | None = None, /, *, results: Path | None = None, out: Path |
         raise ValueError("Give either the folder of a run, or --results with the folder of comparisons.")
     figure.savefig(path)
     print(f"Wrote {path}")
+
+
+def _check_steps(steps: int | None) -> None:
+    if steps is not None and steps < 1:
+        raise ValueError(f"Inner runs need at least one step, but --steps is {steps}.")
 
 
 def _start_devices(count: int | None) -> None:

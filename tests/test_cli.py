@@ -77,6 +77,13 @@ def test_meta_train_then_resume_and_repeat(tmp_path, capsys):
     assert load_weights(tmp_path / "other" / "weights.safetensors").theta == truth.weights.theta
     message = failure(capsys, *again[:-1], "6", "--out", str(out), "--resume")
     assert "other settings: its key" in message
+    longer = list(again)
+    longer[longer.index("--config") + 1] = str(tmp_path / "longer.json")
+    (tmp_path / "longer.json").write_text((out / "config.json").read_text().replace('"steps": 3', '"steps": 4'))
+    assert "other settings: its stages" in failure(capsys, *longer, "--out", str(out), "--resume")
+    assert MetaTrainConfig.from_dict(json.loads((out / "config.json").read_text())) == config
+    message = failure(capsys, *again, "--out", str(out), "--resume", "--start", "mlp-fashion-mnist-sgdm")
+    assert "other settings: its start is None" in message
 
     (out / "curves.png").unlink()
     main(["plot", str(out)])
@@ -95,6 +102,14 @@ def test_meta_training_begins_with_other_weights(tmp_path, alpha, normalization,
     assert trained.config.normalization == normalization
     np.testing.assert_allclose(trained.warmup(0), 1 - np.exp(-1 / warmup) if warmup else 1.0, rtol=1e-5)
     assert load_card(tmp_path / "run" / "weights.safetensors")["start"] == start
+
+
+@pytest.mark.parametrize("steps", ["0", "-5"])
+@pytest.mark.parametrize("command", [["evaluate", "mlp-fashion-mnist-sgdm"], ["compare"]])
+def test_inner_runs_have_steps(capsys, tmp_path, command, steps):
+    options = ["--out", str(tmp_path)] if command == ["compare"] else []
+    message = failure(capsys, *command, *TINY[:2], *options, "--steps", steps)
+    assert f"at least one step, but --steps is {steps}" in message
 
 
 def test_the_learned_part_of_a_start_needs_a_start(capsys, tmp_path):

@@ -128,6 +128,48 @@ def test_experts_permute_under_top_k_routing():
     check_spec(fn, spec, params, x, key=KEY)
 
 
+@pytest.mark.parametrize(
+    "route",
+    [
+        lambda h: h.astype(jnp.int32),
+        lambda h: h.astype(bool),
+        lambda h: jnp.array([[1.0], [0.0], [1.0]]) * h,
+        lambda h: h * jnp.zeros(()),
+    ],
+    ids=["integers", "booleans", "masked rows", "zero"],
+)
+def test_what_may_tie_is_no_route(route):
+    def loss(params, x):
+        return jnp.mean(params["b"][jnp.argmax(route(x @ params["w"]), -1)])
+
+    spec = infer_spec(loss, {"w": jnp.ones((4, 5)), "b": jnp.ones(5)}, jnp.ones((3, 4)))
+    assert axes_of(spec) == {"b": (None,), "w": (None, None)}
+    # The same without what makes the ties.
+    spec = infer_spec(lambda p, x: jnp.mean(p["b"][jnp.argmax(3.0 * (x @ p["w"]), -1)]), *_routed())
+    assert axes_of(spec) == {"b": ("b:0",), "w": (None, "b:0")}
+
+
+def _routed():
+    return {"w": jnp.ones((4, 5)), "b": jnp.ones(5)}, jnp.ones((3, 4))
+
+
+def test_constants_are_folded_in_their_types():
+    def sliced(params, x):
+        start = (jnp.float32(0.9) * 3).astype(jnp.int32)  # 2, not 2.7
+        return jnp.sum(jax.lax.dynamic_slice(x @ params["w"], (2 * start,), (2,)) ** 2)
+
+    params, x = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(3, 8)), jnp.float32)}, jnp.arange(1.0, 4.0)
+    check_spec(sliced, infer_spec(sliced, params, x), params, x, key=KEY)
+
+    def masked(params, x):
+        kept = jnp.array([1.0, 0.0, 1.0, 1.0]).astype(bool) & (jnp.arange(4) < 3)
+        scale = jnp.where(jnp.array([2.0, 0.0, 1.0, 3.0]).astype(bool), jnp.arange(1.0, 5.0), 0.0)
+        return jnp.sum(jnp.where(kept, x @ params["w"], 0.0) * scale)
+
+    spec = infer_spec(masked, {"w": jnp.ones((3, 4))}, x)
+    assert axes_of(spec) == {"w": (None, None)}
+
+
 def test_ties_make_routing_depend_on_the_order():
     def fn(params, x):
         return (x @ params["w"])[jnp.argmax(jax.nn.relu(params["router"]))]

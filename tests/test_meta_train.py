@@ -1,5 +1,6 @@
 """The outer loop: it learns, on one task or several, and does not depend on the number of devices."""
 
+import dataclasses
 import functools
 import json
 import subprocess
@@ -25,8 +26,9 @@ from optax_unf.meta import (
     training_losses,
 )
 from optax_unf.meta import train as train_module
+from optax_unf.meta.checks import named_tasks
 from optax_unf.meta.outer import make_outer_step, start_stage, state_shardings
-from optax_unf.meta.train import _initial_weights, _named
+from optax_unf.meta.train import _initial_weights
 from optax_unf.tasks import task_spec
 
 
@@ -198,8 +200,55 @@ def test_several_tasks_are_evaluated_each_and_together():
         np.testing.assert_allclose(record[f"final_loss/{name}"], losses.mean(), rtol=1e-5)
 
 
+def test_what_is_no_task_is_refused():
+    class Lossless:
+        init, sample = Regression.init, Regression.sample
+
+    for task, message in (
+        (Lossless(), "lacks loss"),
+        (Regression, "is a class"),
+        ("mlp-digits", "'mlp-digits' lacks init, sample, loss"),
+        ([Regression(), Lossless()], "lacks loss"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            meta_train(SMALL, task, TWO_STAGES, jax.random.key(0), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"normalization": "entry"}, "normalization is 'leaf', not 'entry'"),
+        ({"head": "none"}, "head is 'unf', not 'none'"),
+        ({"hidden_channels": 4}, "hidden_channels is 8, not 4"),
+        ({"step_warmup": 3.0}, "step_warmup is False, not True"),
+    ],
+)
+def test_a_start_of_another_architecture_is_refused(change, message):
+    config = dataclasses.replace(SMALL, **change)
+    with pytest.raises(ValueError, match=message):
+        meta_train(config, Regression(), TWO_STAGES, jax.random.key(0), weights=initial_weights(), progress=False)
+
+
+def test_a_start_of_another_weight_space_is_refused():
+    with pytest.raises(ValueError, match=r"full coefficients.*differs at leaf"):
+        meta_train(SMALL, Deep(), TWO_STAGES, jax.random.key(0), weights=initial_weights(), progress=False)
+
+
+def test_a_task_may_have_a_spec_and_a_parameter_of_no_entries():
+    class Empty(Regression):
+        def init(self, key):
+            return super().init(key) | {"nothing": jnp.zeros((0, 3))}
+
+    task = Empty()
+    task.axes = make_spec(Regression.axes | {"nothing": ("no", "in")}, task.init(jax.random.key(0)))
+    assert task_spec(task) is task.axes
+    config = MetaTrainConfig((Stage(PES(pairs=2, truncation=5), steps=2, learning_rate=1e-3),), horizon=10)
+    result = meta_train(OptimizerConfig(head="none"), task, config, jax.random.key(0), progress=False)
+    assert np.isfinite(result.curve[-1]["final_loss"])
+
+
 def test_tasks_of_one_name_are_numbered():
-    assert list(_named([Regression(), Deep(), Regression()])) == ["Regression", "deep", "Regression-2"]
+    assert list(named_tasks([Regression(), Deep(), Regression()])) == ["Regression", "deep", "Regression-2"]
 
 
 def test_weights_for_several_tasks_have_the_roles_of_all():

@@ -5,6 +5,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from optax_unf.infer.terms import Atom, Term, Uniform, is_uniform, join
@@ -61,22 +62,23 @@ _FOLDS: dict[str, Callable[..., Any]] = {
 }
 
 
-def elementwise(name: str, shape: tuple[int, ...], values: tuple[Value, ...]) -> Value:
+def elementwise(name: str, shape: tuple[int, ...], dtype: Any, values: tuple[Value, ...]) -> Value:
     """The value of an elementwise operation: along each axis, all operands move together.
 
-    Operands are of the result's shape, or scalars, or of size 1 along some axes.
+    Operands are of the result's shape and type, but for conversions, or scalars, or of size 1 along some axes.
     """
     axes = list(joined_axes(shape, values))
     meaning, sources = None, None
     if len(values) == 1:
         (x,) = values
         meaning = x.meaning if name in _KEEPS_MEANING else None
-        sources = x.sources if name in _INJECTIVE else None
+        # A conversion to integers rounds.
+        sources = x.sources if name in _INJECTIVE and jnp.issubdtype(dtype, jnp.inexact) else None
     elif name in ("add", "sub"):
         sources = _combined([v for v in values if v.sources is not None])
         meaning = _shifted(values)
     elif name in ("mul", "div"):
-        factors = [v for v in values if v.constant is None]
+        factors = [v for v in values if v.constant is None or not np.all(v.constant)]
         sources = _combined(factors) if all(v.sources is not None for v in factors) else None
     elif name in ("lt", "select_n"):
         meaning = _wrapped(name, values)
@@ -84,7 +86,7 @@ def elementwise(name: str, shape: tuple[int, ...], values: tuple[Value, ...]) ->
         axes = _compared(axes, values)
     constant = None
     if name in _FOLDS and all(v.constant is not None for v in values):
-        constant = np.asarray(_FOLDS[name](*(v.constant for v in values)))
+        constant = np.asarray(_FOLDS[name](*(v.constant for v in values))).astype(dtype)
     return Value(tuple(axes), meaning, sources, constant)
 
 

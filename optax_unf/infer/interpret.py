@@ -134,7 +134,8 @@ def _elementwise(_: Interpreter, eqn: JaxprEqn, values: tuple[Value, ...]) -> li
         for term in values[0].axes:
             fix(term, "order")
         return [Value(scattered(_shape(var), "order")) for var in eqn.outvars]
-    return [elementwise.elementwise(name, _shape(eqn.outvars[0]), values) for _ in eqn.outvars]
+    (var,) = eqn.outvars
+    return [elementwise.elementwise(name, _shape(var), getattr(var.aval, "dtype", None), values)]
 
 
 _RULES: dict[str, Rule] = {

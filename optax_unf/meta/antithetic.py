@@ -71,7 +71,7 @@ class AntitheticES:
 
 def _side_by_side(plus: Float[Array, "pairs *shape"], minus: Float[Array, "pairs *shape"]) -> Array:
     """The particles `[2 * pairs, *shape]` in turn: devices that part them evenly hold whole pairs."""
-    return jnp.stack([plus, minus], axis=1).reshape(-1, *plus.shape[1:])
+    return jnp.stack([plus, minus], axis=1).reshape(2 * plus.shape[0], *plus.shape[1:])
 
 
 def twice(runs: Any) -> Any:

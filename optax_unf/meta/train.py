@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from optax_unf.meta.checkpoint import Checkpoints
+from optax_unf.meta.checks import check_spaces, check_start, digest, named_tasks
 from optax_unf.meta.config import MetaTrainConfig
 from optax_unf.meta.distributed import failures_explained, is_first, told_to_stop
 from optax_unf.meta.evaluate import evaluation, training_losses
@@ -25,7 +26,7 @@ from optax_unf.meta.outer import TrainState, make_outer_step, start_stage, state
 from optax_unf.meta.particles import placed
 from optax_unf.network import OptimizerConfig
 from optax_unf.tasks.task import Task, task_spec
-from optax_unf.weights import MetaWeights, check_fits, init_weights
+from optax_unf.weights import MetaWeights, init_weights
 
 # Settings that a run may change when it continues: they do not change its result.
 _FREE = ("checkpoint_every", "keep_checkpoints")
@@ -82,8 +83,10 @@ def meta_train(
       progress: show a progress bar (if tqdm is installed).
 
     Raises:
-      ValueError: `out` holds a checkpoint of a run with other settings or one that is damaged; there is no task; or
-        tasks have different weight spaces and the architecture fits one only.
+      ValueError: `out` holds a checkpoint of a run with other settings or one that is damaged; there is no task; tasks
+        have different weight spaces and the architecture fits one only; or `weights` are of another architecture or
+        another weight space.
+      TypeError: a task lacks a method.
       ModuleNotFoundError: `out` is given and orbax is not installed.
       KeyboardInterrupt: SIGINT came.
       SystemExit: SIGTERM came (code 143).
@@ -99,10 +102,14 @@ def meta_train(
       >>> len(result.curve)
       2
     """
-    tasks = _named(task)
-    _check_spaces(optimizer, tasks)
+    tasks = named_tasks(task)
+    check_spaces(optimizer, tasks)
     init_key, eval_key, outer_key = jax.random.split(key, 3)
-    weights = _initial_weights(optimizer, tasks, init_key) if weights is None else weights
+    begin = None if weights is None else digest(weights)
+    if weights is None:
+        weights = _initial_weights(optimizer, tasks, init_key)
+    else:
+        check_start(weights, optimizer, tasks)
     problems = {name: learned_training(optimizer, task) for name, task in tasks.items()}
     eval_keys = jax.random.split(eval_key, config.evaluate_runs)
 
@@ -113,7 +120,7 @@ def meta_train(
         )
 
     start = functools.partial(start_stage, problems, config, outer_key)
-    position = _Position(_settings(optimizer, tasks, config, key))
+    position = _Position({**_settings(optimizer, tasks, config, key), "start": begin})
     state = None
     with failures_explained(), contextlib.ExitStack() as stack:
         checkpoints = None
@@ -188,36 +195,6 @@ class _Position:
 
     def total(self, config: MetaTrainConfig) -> int:
         return sum(stage.steps for stage in config.stages[: self.stage]) + self.step
-
-
-def _named(task: Task | Sequence[Task]) -> dict[str, Task]:
-    """Tasks by their names; one of the class where a task has none, and numbered where several have the same."""
-    tasks = [task] if isinstance(task, Task) else list(task)
-    if not tasks:
-        raise ValueError("Meta-training needs at least one task, but the sequence of tasks is empty.")
-    named: dict[str, Task] = {}
-    for one in tasks:
-        name = base = getattr(one, "name", type(one).__name__)
-        number = 1
-        while name in named:
-            number += 1
-            name = f"{base}-{number}"
-        named[name] = one
-    return named
-
-
-def _check_spaces(optimizer: OptimizerConfig, tasks: dict[str, Task]) -> None:
-    if not optimizer.fits_one_space:
-        return
-    (first, space), *others = ((name, task_spec(task, optimizer.head)) for name, task in tasks.items())
-    for name, other in others:
-        try:
-            check_fits(MetaWeights({}, optimizer, space), other)
-        except ValueError as error:
-            raise ValueError(
-                f"Tasks that are meta-trained on together must have one weight space, or the architecture must fit any "
-                f"(coefficients='tied', or head='deepsets' or 'none'), but {name} differs from {first}: {error}"
-            ) from error
 
 
 def _initial_weights(optimizer: OptimizerConfig, tasks: dict[str, Task], key: Array) -> MetaWeights:

@@ -16,8 +16,8 @@ Batch: TypeAlias = Any
 class Task(Protocol):
     """A training problem. Implement these three methods, and any object is a task.
 
-    They are traced by jax, so they must be pure. A task may also have an attribute `axes`: the permutation spec's
-    tree of names for its parameters (see `optax_unf.make_spec`); without it every axis has a name of its own. An
+    They are traced by jax, so they must be pure. A task may also have an attribute `axes`: the permutation spec of its
+    parameters, or the spec's tree of names (see `optax_unf.make_spec`); without it every axis has a name of its own. An
     attribute `nfn_axes` takes its place for an NFN head, which wants the places of convolution kernels fixed.
     With a method `of_run(key)`, each inner run trains on the task that this gives for its key; see
     `optax_unf.tasks.Rescaled`.
@@ -58,4 +58,6 @@ def task_spec(task: Task, head: str = "unf") -> PermutationSpec:
     axes = getattr(task, "nfn_axes", None) if head == "nfn" else None
     if axes is None:
         axes = getattr(task, "axes", None)
+    if isinstance(axes, PermutationSpec):
+        return axes
     return make_spec(axes, jax.eval_shape(task.init, jax.random.key(0)))

@@ -1,0 +1,75 @@
+"""What meta-training refuses, before anything is compiled."""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from optax_unf.network import OptimizerConfig
+from optax_unf.tasks.task import Task, task_spec
+from optax_unf.weights import MetaWeights, check_fits
+
+
+def named_tasks(task: Task | Sequence[Task]) -> dict[str, Task]:
+    """Tasks by their names; one of the class where a task has none, and numbered where several have the same."""
+    tasks: list[Any] = list(task) if isinstance(task, Sequence) and not isinstance(task, str) else [task]
+    if not tasks:
+        raise ValueError("Meta-training needs at least one task, but the sequence of tasks is empty.")
+    for one in tasks:
+        lacking = [name for name in ("init", "sample", "loss") if not callable(getattr(one, name, None))]
+        if lacking or isinstance(one, type):
+            raise TypeError(
+                f"A task must be an object with the methods init, sample and loss, but {one!r} "
+                f"{'is a class' if isinstance(one, type) else 'lacks ' + ', '.join(lacking)}. optax_unf.tasks.get "
+                f"makes one from a name."
+            )
+    named: dict[str, Task] = {}
+    for one in tasks:
+        name = base = getattr(one, "name", type(one).__name__)
+        number = 1
+        while name in named:
+            number += 1
+            name = f"{base}-{number}"
+        named[name] = one
+    return named
+
+
+def check_spaces(optimizer: OptimizerConfig, tasks: dict[str, Task]) -> None:
+    """Refuses tasks of different weight spaces for an architecture that fits one only."""
+    if not optimizer.fits_one_space:
+        return
+    (first, space), *others = ((name, task_spec(task, optimizer.head)) for name, task in tasks.items())
+    for name, other in others:
+        try:
+            check_fits(MetaWeights({}, optimizer, space), other)
+        except ValueError as error:
+            raise ValueError(
+                f"Tasks that are meta-trained on together must have one weight space, or the architecture must fit any "
+                f"(coefficients='tied', or head='deepsets' or 'none'), but {name} differs from {first}: {error}"
+            ) from error
+
+
+def check_start(weights: MetaWeights, optimizer: OptimizerConfig, tasks: dict[str, Task]) -> None:
+    """Refuses weights of another architecture; initial values of scalars may differ."""
+    found, wanted = dataclasses.asdict(weights.config), dataclasses.asdict(optimizer)
+    for name in ("alpha", "beta", "gamma_0"):
+        del found[name], wanted[name]
+    for settings in (found, wanted):
+        settings["step_warmup"] = bool(settings["step_warmup"])
+    for name, value in wanted.items():
+        if found[name] != value:
+            raise ValueError(
+                f"The weights to start from must be of the architecture that is trained, but their {name} is "
+                f"{found[name]!r}, not {value!r}. transfer_weights makes such weights from others."
+            )
+    for task in tasks.values():
+        check_fits(weights, task_spec(task, optimizer.head))
+
+
+def digest(weights: MetaWeights) -> str:
+    """A name for the numbers of meta-weights, by which a run that continues knows where it began."""
+    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(weights.theta))
+    return hashlib.sha256(b"".join(str(k).encode() + np.asarray(x).tobytes() for k, x in leaves)).hexdigest()
