@@ -153,6 +153,52 @@ def _routed():
     return {"w": jnp.ones((4, 5)), "b": jnp.ones(5)}, jnp.ones((3, 4))
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        jax.nn.relu,
+        lambda h: jax.nn.relu(h) - jax.nn.relu(h).mean(-1, keepdims=True),
+        lambda h: h * jax.random.bernoulli(KEY, 0.5, (3, 1)),
+        lambda h: jnp.where(jax.random.bernoulli(KEY, 0.5, (3, 1)), h, 0.0),
+        lambda h: jnp.stack([jax.nn.relu(h[0]), h[1], h[2]]),
+    ],
+    ids=["relu", "centred", "mask", "dropped rows", "one row"],
+)
+def test_rows_that_may_be_zero_route_by_the_order(rows):
+    def loss(params, x):
+        return jnp.mean(params["b"][jnp.argmax(rows(x @ params["w"]) @ params["router"], -1)])
+
+    params = {"w": jnp.ones((4, 6)), "router": jnp.ones((6, 5)), "b": jnp.ones(5)}
+    spec = infer_spec(loss, params, jnp.ones((3, 4)))
+    assert axes_of(spec)["b"] == (None,)
+    assert axes_of(spec)["router"][1] is None
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        jnp.tanh,
+        jax.nn.gelu,
+        jax.nn.softmax,
+        lambda h: h + jax.nn.relu(h @ jnp.ones((6, 6))),
+        lambda h: (h - h.mean(-1, keepdims=True)) / jnp.sqrt(h.var(-1, keepdims=True) + 1e-6),
+    ],
+    ids=["tanh", "gelu", "softmax", "residual", "normalized"],
+)
+def test_other_rows_route_by_what_they_are(rows):
+    def loss(params, x):
+        return jnp.mean(params["b"][jnp.argmax(rows(x @ params["w"]) @ params["router"], -1)])
+
+    rng = np.random.default_rng(0)
+    shapes = {"w": (4, 6), "router": (6, 5), "b": (5,)}
+    params = {path: jnp.asarray(rng.normal(size=shape), jnp.float32) for path, shape in shapes.items()}
+    x = jnp.asarray(rng.normal(size=(3, 4)), jnp.float32)
+    spec = infer_spec(loss, params, x)
+    assert axes_of(spec)["b"] == ("b:0",)
+    assert axes_of(spec)["router"][1] == "b:0"
+    check_spec(loss, spec, params, x, key=KEY)
+
+
 def test_constants_are_folded_in_their_types():
     def sliced(params, x):
         start = (jnp.float32(0.9) * 3).astype(jnp.int32)  # 2, not 2.7

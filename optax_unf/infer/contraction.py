@@ -22,7 +22,10 @@ def dot_general(params: Params, left: Value, right: Value) -> Value:
 
 
 def _sources(left: Value, right: Value) -> frozenset[int] | None:
+    """Parameters in general position make a product of anything distinct, but for rows of zeros."""
     if left.sources is None and right.sources is None:
+        return None
+    if any(v.sources is None and v.zeros for v in (left, right)):
         return None
     return (left.sources or frozenset()) | (right.sources or frozenset())
 

@@ -28,6 +28,8 @@ _NARY = {
     *("polygamma", "pow", "random_gamma", "regularized_incomplete_beta", "rem", "select_n", "shift_left"),
     *("shift_right_arithmetic", "shift_right_logical", "sub", "xor", "zeta"),
 }
+_NEVER_ZERO = {"cosh", "exp", "exp2", "logistic", "rsqrt"}
+_ROUNDS = {"ceil", "floor", "round", "sign"}
 _KEEPS_MEANING = {
     "convert_element_type",
     "copy",
@@ -87,7 +89,19 @@ def elementwise(name: str, shape: tuple[int, ...], dtype: Any, values: tuple[Val
     constant = None
     if name in _FOLDS and all(v.constant is not None for v in values):
         constant = np.asarray(_FOLDS[name](*(v.constant for v in values))).astype(dtype)
-    return Value(tuple(axes), meaning, sources, constant)
+    zeros = _may_be_zero(name, dtype, values)
+    return Value(tuple(axes), meaning, sources, constant, zeros)
+
+
+def _may_be_zero(name: str, dtype: Any, values: tuple[Value, ...]) -> bool:
+    zeros = [v.zeros or (v.constant is not None and not np.all(v.constant)) for v in values]
+    if name in _NEVER_ZERO:
+        return False
+    if name in _ROUNDS or not jnp.issubdtype(dtype, jnp.inexact):
+        return True
+    if name in ("add", "add_any", "sub"):
+        return all(zeros)
+    return zeros[0] if name == "div" else any(zeros)
 
 
 def joined_axes(shape: tuple[int, ...], values: tuple[Value, ...]) -> tuple[Term, ...]:

@@ -1,5 +1,6 @@
 """Following a function, operation by operation: from the values of its inputs to the values of its outputs."""
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -57,6 +58,8 @@ class Interpreter:
             return self.call(inner, values)
         out = self._give_up(eqn, values) if rule is None else rule(self, eqn, values)
         outs = [out] if isinstance(out, Value) else list(out)
+        if eqn.primitive.name not in elementwise.NAMES and any(v.zeros for v in values):
+            outs = [dataclasses.replace(v, zeros=True) for v in outs]
         if eqn.primitive.name not in _READS_INDICES:
             kept = [term for value in outs for term in index_terms(value.meaning)]
             for term in (term for value in values for term in index_terms(value.meaning)):
@@ -64,7 +67,7 @@ class Interpreter:
                     fix(term, "order")
         given = any(isinstance(v.meaning, Given) for v in values)
         if given and all(isinstance(v.meaning, Given) or v.constant is not None for v in values):
-            outs = [Value(v.axes, v.meaning or Given(), v.sources, v.constant) for v in outs]
+            outs = [dataclasses.replace(v, meaning=v.meaning or Given()) for v in outs]
         return outs
 
     def _give_up(self, eqn: JaxprEqn, values: tuple[Value, ...]) -> list[Value]:

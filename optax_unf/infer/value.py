@@ -59,12 +59,14 @@ class Value:
       sources: the numbers of the parameters that it is computed from, if two of its entries are equal for almost no
         parameters, so that an argmax has no ties; else `None`.
       constant: the value itself, where it is small and known.
+      zeros: whether its entries may be 0 for many parameters, as after a ReLU: a whole row of them may.
     """
 
     axes: tuple[Term, ...]
     meaning: Meaning | None = None
     sources: frozenset[int] | None = None
     constant: np.ndarray | None = None
+    zeros: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
