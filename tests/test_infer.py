@@ -199,6 +199,25 @@ def test_other_rows_route_by_what_they_are(rows):
     check_spec(loss, spec, params, x, key=KEY)
 
 
+def test_a_collective_over_a_mapped_axis_is_a_reduction():
+    """Batch normalization as equinox has it."""
+
+    def loss(params, x):
+        def one(x):
+            h = x @ params["w"]
+            mean = jax.lax.pmean(h, "batch")
+            return jax.nn.relu((h - mean) / (jax.lax.pmax(h, "batch") - jax.lax.pmin(h, "batch"))) @ params["o"]
+
+        return jax.vmap(one, axis_name="batch")(x)
+
+    rng = np.random.default_rng(0)
+    params = {path: jnp.asarray(rng.normal(size=shape), jnp.float32) for path, shape in (("w", (3, 6)), ("o", (6, 2)))}
+    x = jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)
+    spec = infer_spec(loss, params, x)
+    assert axes_of(spec) == {"o": ("o:0", None), "w": (None, "o:0")}
+    check_spec(loss, spec, params, x, key=KEY)
+
+
 def test_constants_are_folded_in_their_types():
     def sliced(params, x):
         start = (jnp.float32(0.9) * 3).astype(jnp.int32)  # 2, not 2.7

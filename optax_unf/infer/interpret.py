@@ -129,6 +129,13 @@ def _plain(rule: Callable[..., Any]) -> Rule:
     return lambda _, eqn, values: rule(eqn.params, *values)
 
 
+def _collective(interpreter: Interpreter, eqn: JaxprEqn, values: tuple[Value, ...]) -> Sequence[Value]:
+    """Under `jax.vmap` with a name for its axis, this reduces an axis of the array."""
+    if eqn.params.get("axis_index_groups") is not None or not all(isinstance(axis, int) for axis in eqn.params["axes"]):
+        return interpreter._give_up(eqn, values)
+    return [structural.reduction(eqn.params, x) for x in values]
+
+
 def _elementwise(_: Interpreter, eqn: JaxprEqn, values: tuple[Value, ...]) -> list[Value]:
     name = eqn.primitive.name
     if name == "optimization_barrier":
@@ -160,6 +167,7 @@ _RULES: dict[str, Rule] = {
         ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor"),
         _plain(structural.reduction),
     ),
+    **dict.fromkeys(("psum", "pmax", "pmin"), _collective),
     **dict.fromkeys(("argmax", "argmin"), _plain(structural.argmax)),
     "top_k": _plain(structural.top_k),
     "sort": _plain(structural.sort),
