@@ -200,8 +200,10 @@ def _dtypes(jaxpr: core.Jaxpr) -> Iterator[Any]:
     """The types of everything that is computed."""
     for equation in jaxpr.eqns:
         yield from (getattr(out.aval, "dtype", None) for out in equation.outvars)
-        for sub in core.jaxprs_in_params(equation.params):
-            yield from _dtypes(sub)
+        # jax has a function for these only since 0.10.
+        for inner in jax.tree.leaves(equation.params, is_leaf=lambda x: isinstance(x, core.Jaxpr | core.ClosedJaxpr)):
+            if isinstance(inner, core.Jaxpr | core.ClosedJaxpr):
+                yield from _dtypes(inner.jaxpr if isinstance(inner, core.ClosedJaxpr) else inner)
 
 
 def _precision(dtype: Any) -> float:
