@@ -176,7 +176,7 @@ def evaluate(
     learned = load_weights(weights)
     check_fits(learned, task_spec(loaded, learned.config.head))
     training = meta.learned_training(learned.config, loaded)
-    runs = fresh_runs(training, learned.theta, fresh_keys(seeds), loaded.horizon if steps is None else steps)
+    runs = fresh_runs(training, learned.theta, fresh_keys(seeds), steps or loaded.horizon)
     for name, losses in (("training_loss", meta.final_loss(runs.losses)), ("validation_loss", runs.validation)):
         mean, error = mean_and_error([float(x) for x in losses])
         print(f"{name} {mean:.6g} nats")
@@ -217,7 +217,7 @@ def compare(
         before = None if fresh else read_comparison(out / f"{name}.json")
         made = provenance(_command())
         known = before.results if before is not None and before.made["versions"] == made["versions"] else ()
-        found = Comparison(name, str(loaded.describe()), loaded.horizon if steps is None else steps, seeds, (), made)
+        found = Comparison(name, str(loaded.describe()), steps or loaded.horizon, seeds, (), made)
         for result in compare_optimizers(loaded, learned, steps=steps, seeds=seeds, known=known):
             found = dataclasses.replace(found, results=(*found.results, result))
             # What is known and not yet come to is kept: a comparison that is stopped twice loses nothing.

@@ -142,15 +142,11 @@ def test_what_may_tie_is_no_route(route):
     def loss(params, x):
         return jnp.mean(params["b"][jnp.argmax(route(x @ params["w"]), -1)])
 
-    spec = infer_spec(loss, {"w": jnp.ones((4, 5)), "b": jnp.ones(5)}, jnp.ones((3, 4)))
-    assert axes_of(spec) == {"b": (None,), "w": (None, None)}
+    params, x = {"w": jnp.ones((4, 5)), "b": jnp.ones(5)}, jnp.ones((3, 4))
+    assert axes_of(infer_spec(loss, params, x)) == {"b": (None,), "w": (None, None)}
     # The same without what makes the ties.
-    spec = infer_spec(lambda p, x: jnp.mean(p["b"][jnp.argmax(3.0 * (x @ p["w"]), -1)]), *_routed())
+    spec = infer_spec(lambda p, x: jnp.mean(p["b"][jnp.argmax(3.0 * (x @ p["w"]), -1)]), params, x)
     assert axes_of(spec) == {"b": ("b:0",), "w": (None, "b:0")}
-
-
-def _routed():
-    return {"w": jnp.ones((4, 5)), "b": jnp.ones(5)}, jnp.ones((3, 4))
 
 
 @pytest.mark.parametrize(

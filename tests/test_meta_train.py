@@ -5,7 +5,7 @@ import functools
 import json
 import subprocess
 import sys
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -245,6 +245,16 @@ def test_a_task_may_have_a_spec_and_a_parameter_of_no_entries():
     config = MetaTrainConfig((Stage(PES(pairs=2, truncation=5), steps=2, learning_rate=1e-3),), horizon=10)
     result = meta_train(OptimizerConfig(head="none"), task, config, jax.random.key(0), progress=False)
     assert np.isfinite(result.curve[-1]["final_loss"])
+
+
+def test_a_task_may_be_a_tuple():
+    class Tuple(NamedTuple):
+        width: int = 3
+        init = Regression.init
+        sample = Regression.sample
+        loss = Regression.loss
+
+    assert list(named_tasks(Tuple())) == ["Tuple"]
 
 
 def test_tasks_of_one_name_are_numbered():

@@ -412,7 +412,7 @@ def without(tree, name):
         ),
         (lambda: unf(make_weights()).init({"w": jnp.ones(3), "act": jnp.tanh}), TypeError, "'act' is .*equinox.filter"),
         (lambda: unf(make_weights()).init({"w": jnp.ones(3), "act": "relu"}), TypeError, "parameter 'act' is 'relu'"),
-        (lambda: unf(1e-3), TypeError, "must be MetaWeights, a path, or one of .* are of type float"),  # type: ignore[arg-type]
+        (lambda: unf(1e-3), TypeError, "must be MetaWeights, a path, or one of .* are of type float"),
         (lambda: unf(make_weights(), learning_rate="0.1"), TypeError, "a number or an optax schedule, but is '0.1'"),
         (lambda: unf(make_weights(), accumulator_dtype="bf16"), TypeError, "real floating-point, .*is 'bf16'"),
         (

@@ -80,7 +80,7 @@ def elementwise(name: str, shape: tuple[int, ...], dtype: Any, values: tuple[Val
         sources = _combined([v for v in values if v.sources is not None])
         meaning = _shifted(values)
     elif name in ("mul", "div"):
-        factors = [v for v in values if v.constant is None or not np.all(v.constant)]
+        factors = [v for v in values if v.constant is None or _holds_zeros(v)]
         sources = _combined(factors) if all(v.sources is not None for v in factors) else None
     elif name in ("lt", "select_n"):
         meaning = _wrapped(name, values)
@@ -94,7 +94,7 @@ def elementwise(name: str, shape: tuple[int, ...], dtype: Any, values: tuple[Val
 
 
 def _may_be_zero(name: str, dtype: Any, values: tuple[Value, ...]) -> bool:
-    zeros = [v.zeros or (v.constant is not None and not np.all(v.constant)) for v in values]
+    zeros = [v.zeros or _holds_zeros(v) for v in values]
     if name in _NEVER_ZERO:
         return False
     if name in _ROUNDS or not jnp.issubdtype(dtype, jnp.inexact):
@@ -102,6 +102,10 @@ def _may_be_zero(name: str, dtype: Any, values: tuple[Value, ...]) -> bool:
     if name in ("add", "add_any", "sub"):
         return all(zeros)
     return zeros[0] if name == "div" else any(zeros)
+
+
+def _holds_zeros(value: Value) -> bool:
+    return value.constant is not None and not np.all(value.constant)
 
 
 def joined_axes(shape: tuple[int, ...], values: tuple[Value, ...]) -> tuple[Term, ...]:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import datetime
+import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import shlex
@@ -11,10 +13,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from optax_unf.meta.config import MetaTrainConfig
 from optax_unf.network import OptimizerConfig
 from optax_unf.tasks.task import Task
+from optax_unf.weights import MetaWeights
 
 _PACKAGES = ("optax-unf", "jax", "flax", "optax")
 
@@ -98,3 +102,11 @@ def _commit() -> str:
     except OSError:
         return ""
     return done.stdout.strip()
+
+
+def digest(weights: MetaWeights) -> str:
+    """What tells these meta-weights from others."""
+    digest = hashlib.sha256(json.dumps(dataclasses.asdict(weights.config), sort_keys=True).encode())
+    for leaf in jax.tree.leaves(weights.theta):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:16]

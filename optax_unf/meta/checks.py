@@ -1,12 +1,8 @@
 """What meta-training refuses, before anything is compiled."""
 
 import dataclasses
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
-
-import jax
-import numpy as np
 
 from optax_unf.network import OptimizerConfig
 from optax_unf.tasks.task import Task, task_spec
@@ -15,7 +11,8 @@ from optax_unf.weights import MetaWeights, check_fits
 
 def named_tasks(task: Task | Sequence[Task]) -> dict[str, Task]:
     """Tasks by their names; one of the class where a task has none, and numbered where several have the same."""
-    tasks: list[Any] = list(task) if isinstance(task, Sequence) and not isinstance(task, str) else [task]
+    # A task may be a tuple, too.
+    tasks: list[Any] = [task] if isinstance(task, Task | str) or not isinstance(task, Iterable) else list(task)
     if not tasks:
         raise ValueError("Meta-training needs at least one task, but the sequence of tasks is empty.")
     for one in tasks:
@@ -67,9 +64,3 @@ def check_start(weights: MetaWeights, optimizer: OptimizerConfig, tasks: dict[st
             )
     for task in tasks.values():
         check_fits(weights, task_spec(task, optimizer.head))
-
-
-def digest(weights: MetaWeights) -> str:
-    """A name for the numbers of meta-weights, by which a run that continues knows where it began."""
-    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(weights.theta))
-    return hashlib.sha256(b"".join(str(k).encode() + np.asarray(x).tobytes() for k, x in leaves)).hexdigest()

@@ -1,8 +1,6 @@
 """The comparison: learned optimizers, and optimizers with a tuned rate, on the same fresh inner runs."""
 
 import dataclasses
-import hashlib
-import json
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from optax_unf.meta.baselines import ADAM, BASELINES, TUNING_SEEDS, WEIGHT_DECAY, Baseline, best_rate, tune
+from optax_unf.meta.card import digest
 from optax_unf.meta.evaluate import FINAL_STEPS
 from optax_unf.meta.fresh import check_held_out, fresh_keys, fresh_runs
 from optax_unf.meta.inner import Theta, Training, learned_training, unroll
@@ -131,7 +130,7 @@ class _MetaTrained:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"optimizer": dataclasses.asdict(self.weights.config), "weights": _digest(self.weights)}
+        return {"optimizer": dataclasses.asdict(self.weights.config), "weights": digest(self.weights)}
 
     def tuning(self, task: Task, steps: int) -> dict[str, Any]:
         del task, steps
@@ -199,14 +198,6 @@ def _seconds_per_step(training: Training, theta: Theta, steps: int) -> float:
 
 def _infinite_where_nan(values: Float[np.ndarray, " runs"]) -> tuple[float, ...]:
     return tuple(float(x) if math.isfinite(x) else math.inf for x in values)
-
-
-def _digest(weights: MetaWeights) -> str:
-    """What tells these meta-weights from others."""
-    digest = hashlib.sha256(json.dumps(dataclasses.asdict(weights.config), sort_keys=True).encode())
-    for leaf in jax.tree.leaves(weights.theta):
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _horizon(task: Task) -> int:

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from optax_unf.meta.card import digest
 from optax_unf.meta.checkpoint import Checkpoints
-from optax_unf.meta.checks import check_spaces, check_start, digest, named_tasks
+from optax_unf.meta.checks import check_spaces, check_start, named_tasks
 from optax_unf.meta.config import MetaTrainConfig
 from optax_unf.meta.distributed import failures_explained, is_first, told_to_stop
 from optax_unf.meta.evaluate import evaluation, training_losses
@@ -105,11 +106,12 @@ def meta_train(
     tasks = named_tasks(task)
     check_spaces(optimizer, tasks)
     init_key, eval_key, outer_key = jax.random.split(key, 3)
-    begin = None if weights is None else digest(weights)
+    begin = None
     if weights is None:
         weights = _initial_weights(optimizer, tasks, init_key)
     else:
         check_start(weights, optimizer, tasks)
+        begin = digest(weights)
     problems = {name: learned_training(optimizer, task) for name, task in tasks.items()}
     eval_keys = jax.random.split(eval_key, config.evaluate_runs)
 
@@ -120,7 +122,7 @@ def meta_train(
         )
 
     start = functools.partial(start_stage, problems, config, outer_key)
-    position = _Position({**_settings(optimizer, tasks, config, key), "start": begin})
+    position = _Position(_settings(optimizer, tasks, config, key, begin))
     state = None
     with failures_explained(), contextlib.ExitStack() as stack:
         checkpoints = None
@@ -223,13 +225,14 @@ def _evaluated(
 
 
 def _settings(
-    optimizer: OptimizerConfig, tasks: dict[str, Task], config: MetaTrainConfig, key: Array
+    optimizer: OptimizerConfig, tasks: dict[str, Task], config: MetaTrainConfig, key: Array, start: str | None
 ) -> dict[str, Any]:
     data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
     settings = {
         "tasks": list(tasks),
         "key": np.asarray(data).tolist(),
         "optimizer": dataclasses.asdict(optimizer),
+        "start": start,
         **{name: value for name, value in config.to_dict().items() if name not in _FREE},
     }
     # As JSON holds them, which has no tuples.
