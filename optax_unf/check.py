@@ -13,8 +13,8 @@ from jax.extend import core
 from jaxtyping import Array, PyTree
 
 from optax_unf.axes import Name, names_of
+from optax_unf.infer import Inferred, resolved
 from optax_unf.paths import leaves_by_path, show_path
-from optax_unf.read_spec import make_spec
 from optax_unf.spec import PermutationSpec
 
 _Changes: TypeAlias = dict[str, tuple[float, str]]  # by output: how large, and the same in words
@@ -34,7 +34,7 @@ class SpecError(ValueError):
 
 def check_spec(
     fn: Callable[..., PyTree],
-    spec: PermutationSpec | PyTree,
+    spec: PermutationSpec | Inferred | PyTree,
     params: PyTree,
     *args: Any,
     key: Array,
@@ -54,7 +54,7 @@ def check_spec(
 
     Args:
       fn: a function of the parameters and `args` with any tree of arrays as its value: logits, a loss.
-      spec: a `PermutationSpec`, or the nested tuples of names that `make_spec` takes.
+      spec: a `PermutationSpec`, the nested tuples of names that `make_spec` takes, or `Inferred(fn, *args)`.
       params: the parameters.
       *args: the other arguments of `fn`. Arrays are traced, as by `jax.jit`; everything else is constant.
       key: a PRNG key for permutations and perturbations.
@@ -85,8 +85,7 @@ def check_spec(
       ...     print(error.names)
       ('in',)
     """
-    if not isinstance(spec, PermutationSpec):
-        spec = make_spec(spec, params)
+    spec = resolved(spec, params)
     if trials < 1:
         raise ValueError(f"The argument trials must be at least 1, but is {trials}.")
     skipped = set(spec.io if skip is None else skip)

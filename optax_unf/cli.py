@@ -49,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except (ValueError, OSError, ModuleNotFoundError) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise SystemExit(f"optax-unf: {error.filename}: {error.strerror}") from error
         if not _raised_here(error):
             raise
         raise SystemExit(f"optax-unf: {error}") from error

@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import jax
 
@@ -18,9 +18,13 @@ from optax_unf.meta.results import Comparison, mean_and_error, read_comparison, 
 from optax_unf.meta.table import markdown_page, result_lines
 from optax_unf.network import Head, Normalization, OptimizerConfig
 from optax_unf.options import RunOptions, StageOptions, run_config
+from optax_unf.replaced import replaced
 from optax_unf.tasks.task import task_spec
 from optax_unf.transfer import transfer_weights
 from optax_unf.weights import MetaWeights, check_fits, list_pretrained, load_card, load_weights, save_weights
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _HEADS: dict[str, Head] = {"unf": "unf", "deepsets": "deepsets", "nfn": "nfn", "sgdm": "none"}
 _LABELS = {"unf": "UNF", "nfn": "NFN", "deepsets": "Deep Sets", "none": "SGDM, meta-trained"}
@@ -35,6 +39,8 @@ def list_weights(*, describe: bool = False, task: tuple[str, ...] = (), data_dir
       data_dir: Folder with the original data files; by default what OPTAX_UNF_DATA names.
     """
     chosen = task or tasks.names()
+    for name in chosen:
+        tasks.check_name(name)
     rows = [("weights", "task", "head", "outer steps", "final loss")]
     for name in list_pretrained():
         card = load_card(name)
@@ -129,18 +135,16 @@ def meta_train(
     if start is not None:
         spec, key_head = task_spec(loaded[0], architecture.head), jax.random.fold_in(key, 1)
         weights = transfer_weights(load_weights(start), architecture, spec, key_head, alpha=alpha, learned=learned)
-    out.mkdir(parents=True, exist_ok=True)
     if first and not (resume and (out / "config.json").exists()):
-        (out / "config.json").write_text(json.dumps(settings.to_dict(), indent=1) + "\n", encoding="utf-8")
+        _write(out / "config.json", json.dumps(settings.to_dict(), indent=1) + "\n")
     made = provenance(_command())  # before a long run: the checkout may change meanwhile
     result = meta.meta_train(architecture, loaded, settings, key, weights=weights, out=out, progress=progress)
     if not first:
         return
     card = make_card(loaded, architecture, settings, result.curve, seconds=result.seconds, start=start, made=made)
     save_weights(out / "weights.safetensors", result.weights, card=card)
-    plot_run(out).savefig(out / "curves.png")
+    _draw(out / "curves.png", plot_run(out))
     if save is not None:
-        save.parent.mkdir(parents=True, exist_ok=True)
         save_weights(save, result.weights, card=card)
     best = min(record["final_loss"] for record in result.curve)
     print(f"final_loss {best:.6g} nats")
@@ -180,7 +184,8 @@ def evaluate(
     for name, losses in (("training_loss", meta.final_loss(runs.losses)), ("validation_loss", runs.validation)):
         mean, error = mean_and_error([float(x) for x in losses])
         print(f"{name} {mean:.6g} nats")
-        print(f"{name}_error {error:.6g} nats")
+        if seeds > 1:
+            print(f"{name}_error {error:.6g} nats")
 
 
 def compare(
@@ -227,7 +232,7 @@ def compare(
             print(*result_lines(result), sep="\n", flush=True)
         write_comparison(out, found)
         page = markdown_page(found)
-        (out / f"{name}.md").write_text(page, encoding="utf-8")
+        _write(out / f"{name}.md", page)
         print(page)
     plot(results=out)
 
@@ -246,8 +251,18 @@ def plot(run: Path | None = None, /, *, results: Path | None = None, out: Path |
         figure, path = plot_comparisons(read_comparisons(results)), out or results / "comparison.png"
     else:
         raise ValueError("Give either the folder of a run, or --results with the folder of comparisons.")
-    figure.savefig(path)
+    _draw(path, figure)
     print(f"Wrote {path}")
+
+
+def _write(path: Path, text: str) -> None:
+    with replaced(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _draw(path: Path, figure: "Figure") -> None:
+    with replaced(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:] or None)
 
 
 def _check_steps(steps: int | None) -> None:
@@ -257,6 +272,8 @@ def _check_steps(steps: int | None) -> None:
 
 def _start_devices(count: int | None) -> None:
     """Gives the CPU so many devices, which is possible only before JAX has started."""
+    if count is not None and count < 1:
+        raise ValueError(f"JAX needs at least one device, but --devices is {count}.")
     try:
         jax.config.update("jax_num_cpu_devices", count or cpu_cores())
     except RuntimeError as error:

@@ -20,9 +20,8 @@ from optax_unf.arguments import (
 )
 from optax_unf.evaluate import default_block_entries, evaluate
 from optax_unf.features import DECAYS, encode_step, noise_squares, scale_by_time
-from optax_unf.infer import Inferred
-from optax_unf.paths import leaves_by_path
-from optax_unf.read_spec import make_spec
+from optax_unf.infer import Inferred, resolved
+from optax_unf.paths import leaves_by_path, show_path
 from optax_unf.restrict import restrict
 from optax_unf.sharding import propagated, replicated
 from optax_unf.spec import PermutationSpec
@@ -272,10 +271,12 @@ def _weight_space(weights: MetaWeights, spec: Spec, params: PyTree) -> Permutati
         shapes = {path: jnp.shape(x) for path, x in leaves_by_path(params).items()}
         if shapes == {leaf.path: leaf.shape for leaf in weights.spec.leaves}:
             return weights.spec
-    if isinstance(spec, Inferred):
-        spec = spec.of(params)
-    part = restrict(spec, params)
-    space = part if isinstance(part, PermutationSpec) else make_spec(part, params)
+    space = resolved(spec if isinstance(spec, Inferred) else restrict(spec, params), params)
+    if not space.leaves and (paths := leaves_by_path(params)):
+        raise ValueError(
+            f"The permutation spec must have the parameters, but has none of {', '.join(map(show_path, paths))}. It is "
+            f"the spec of other parameters, or these have been joined into one vector, as optax.flatten does."
+        )
     if not space.leaves:
         return space
     check_fits(weights, space)

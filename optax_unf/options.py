@@ -111,12 +111,22 @@ def run_config(
     if file is not None:
         if given := [*(["recipe"] if recipe else []), *_given(stage), *_given(run)]:
             raise ValueError(f"--config {file} holds all settings of the run, but {_flags(given)} is given besides.")
-        return MetaTrainConfig.from_dict(json.loads(Path(file).read_text(encoding="utf-8")))
+        return MetaTrainConfig.from_dict(_read(file))
     if recipe and (given := _given(stage)):
         raise ValueError(f"--recipe {recipe} holds the settings of all stages, but {_flags(given)} is given besides.")
     horizon = _horizon(tasks) if run.horizon is None else run.horizon
     stages = small_budget(tasks[0].name, head) if recipe else (stage.stage(),)
     return MetaTrainConfig(stages, **(dataclasses.asdict(run) | {"horizon": horizon}))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"--config {file} must be JSON, but is not: {error}.") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"--config {file} must hold an object of settings, but holds {settings!r}.")
+    return settings
 
 
 def _horizon(tasks: Sequence[Any]) -> int:

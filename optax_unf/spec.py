@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Int, PyTree
 
 from optax_unf.axes import Name, names_of
@@ -161,6 +163,13 @@ def _check_permutation(sizes: Mapping[Name, int], permutation: Permutation) -> N
                 f"The permutation must have an index array of shape ({size},) for the name {name!r}, but has {found}. "
                 f"Draw it with the random_permutation of this spec."
             )
+        if not isinstance(permutation[name], Tracer):
+            indices = np.asarray(permutation[name])
+            if not np.issubdtype(indices.dtype, np.integer) or not np.array_equal(np.sort(indices), np.arange(size)):
+                raise ValueError(
+                    f"The index array for the name {name!r} must hold each of 0 to {size - 1} once, but is "
+                    f"{np.array2string(indices, threshold=20)}."
+                )
 
 
 def _table(spec: PermutationSpec) -> str:

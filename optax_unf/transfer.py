@@ -39,6 +39,7 @@ def transfer_weights(
     Raises:
       ValueError: the trunks differ, the weights have a warm-up and the architecture none, alpha is not positive, or it
         is not given although the normalization, and with it the size of the nominal term, is another.
+      TypeError: `spec` is no `PermutationSpec`.
 
     Example:
       >>> import jax

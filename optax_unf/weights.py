@@ -21,6 +21,7 @@ from optax_unf.features import ENTRY_CHANNELS, TIME_CHANNELS
 from optax_unf.leaf import LeafSpec
 from optax_unf.network import OptimizerConfig, UpdateNetwork
 from optax_unf.paths import show_path
+from optax_unf.replaced import replaced
 from optax_unf.spec import PermutationSpec
 
 _FORMAT = "optax_unf meta-weights 1"
@@ -66,7 +67,15 @@ def init_weights(config: OptimizerConfig, spec: PermutationSpec, key: Array) -> 
       config: the architecture.
       spec: the weight space. Tied coefficients take from it which roles there are, and nothing else.
       key: a PRNG key.
+
+    Raises:
+      TypeError: `spec` is no `PermutationSpec`.
     """
+    if not isinstance(spec, PermutationSpec):
+        raise TypeError(
+            f"The weight space must be a PermutationSpec, but is of type {type(spec).__name__}. "
+            f"make_spec(names, params), infer_spec and Inferred(...).of(params) make one."
+        )
     theta: dict[str, PyTree] = {
         "log_alpha": jnp.log(jnp.float32(config.alpha)),
         "logit_gamma_0": jax.scipy.special.logit(jnp.float32(config.gamma_0)),
@@ -233,13 +242,11 @@ def save_weights(path: str | Path, weights: MetaWeights, *, card: Mapping[str, A
         jax.tree_util.keystr(keys, simple=True, separator="/"): np.asarray(x)
         for keys, x in jax.tree_util.tree_flatten_with_path(weights.theta)[0]
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(safetensors.numpy.save(arrays, metadata))
-    temporary.replace(path)
+    with replaced(path) as temporary:
+        temporary.write_bytes(safetensors.numpy.save(arrays, metadata))
     if card_text is not None:
-        temporary = path.with_name(f".{path.stem}.json.{os.getpid()}")
-        temporary.write_text(card_text)
-        temporary.replace(path.with_suffix(".json"))
+        with replaced(path.with_suffix(".json")) as temporary:
+            temporary.write_text(card_text, encoding="utf-8")
 
 
 def load_card(name_or_path: str | Path) -> dict[str, Any]:
@@ -252,7 +259,7 @@ def load_card(name_or_path: str | Path) -> dict[str, Any]:
       >>> load_card("mlp-fashion-mnist-sgdm")["task"]
       'mlp-fashion-mnist'
     """
-    return json.loads(_resolve(name_or_path).with_suffix(".json").read_text())
+    return json.loads(_resolve(name_or_path).with_suffix(".json").read_text(encoding="utf-8"))
 
 
 def _resolve(name_or_path: str | Path) -> Path:

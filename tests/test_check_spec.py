@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from optax_unf import SpecError, check_spec, make_spec
+from optax_unf import Inferred, SpecError, check_spec, make_spec
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
@@ -249,6 +249,12 @@ def test_names_of_inputs_and_outputs_can_be_skipped():
     axes = MLP_AXES | {"w1": ("in", "a"), "w3": ("b", "out"), "b3": ("out",)}
     check_spec(mlp, axes, init(**MLP_SHAPES), X, key=KEY, skip=("in", "out"))
     assert wrong_names(axes, skip=("in",))[0] == {"out"}
+
+
+def test_a_spec_may_be_inferred():
+    check_spec(mlp, Inferred(mlp, X), init(**MLP_SHAPES), X, key=KEY)
+    with pytest.raises(SpecError):
+        check_spec(mlp, Inferred(mlp, X), init(**MLP_SHAPES), X, key=KEY, skip=())
 
 
 @pytest.mark.parametrize(

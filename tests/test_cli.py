@@ -160,6 +160,9 @@ def test_a_recipe_is_its_stages():
         (["meta-train", *TINY, "--config", "x.json", "--clip-norm", "5"], "but --clip-norm is given besides"),
         (["meta-train", *TINY, "--truncation", "51"], "Shorten the truncation"),
         (["meta-train", *TINY, "--devices", "64"], "before JAX has started"),
+        (["meta-train", *TINY, "--devices", "0"], "at least one device, but --devices is 0"),
+        (["meta-train", *TINY, "--config", "missing.json"], "missing.json: No such file"),
+        (["meta-train", *TINY, "--config", str(ROOT / "README.md")], "README.md must be JSON, but is not"),
     ],
 )
 def test_meta_training_that_cannot_be_is_refused(arguments, message, tmp_path, capsys):
@@ -174,6 +177,7 @@ def test_meta_training_that_cannot_be_is_refused(arguments, message, tmp_path, c
         (["evaluate", "no-such-weights", "--task", "mlp-digits"], "must be a file or one of"),
         (["evaluate", "mlp-fashion-mnist-sgdm", "--task", "mlp-digits", "--seeds", "0"], "at least one seed"),
         (["compare", "--task", "mlp-digits"], "There must be pretrained meta-weights for mlp-digits"),
+        (["list", "--task", "mlp-nothing"], "The task must be one of mlp-digits"),
         (["plot"], "Give either the folder of a run"),
         (["plot", "no-such-folder"], "a file metrics.jsonl, but no-such-folder has none"),
         (["plot", "--results", "no-such-folder"], "must hold results of a comparison"),
@@ -193,6 +197,27 @@ def test_evaluate_in_a_process_of_its_own_on_several_devices(capsys):
     assert done.returncode == 0, done.stderr
     assert values(done.stdout) == pytest.approx(here, rel=1e-4)
     assert set(here) == {"training_loss", "training_loss_error", "validation_loss", "validation_loss_error"}
+
+
+def test_one_seed_has_no_error(capsys):
+    main(["evaluate", "mlp-fashion-mnist-sgdm", "--task", "mlp-digits", "--seeds", "1", "--steps", "5"])
+    assert set(values(capsys.readouterr().out)) == {"training_loss", "validation_loss"}
+
+
+def test_what_cannot_be_written_is_a_message(capsys, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    message = failure(capsys, "meta-train", *TINY, *STAGE, *RUN, "--out", str(tmp_path / "file" / "run"))
+    assert f"optax-unf: {tmp_path / 'file'}" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_damaged_comparison_is_not_written_over(capsys, tmp_path):
+    path = tmp_path / "mlp-digits.json"
+    path.write_text('{"format": "optax_unf comparison 1", "res')
+    arguments = ["compare", "--task", "mlp-digits", "--weights", "mlp-fashion-mnist-sgdm", "--steps", "60"]
+    message = failure(capsys, *arguments, "--out", str(tmp_path))
+    assert f"{path} must be JSON, but is damaged" in message
+    assert path.read_text().endswith('"res')
 
 
 def test_compare_and_continue(tmp_path, capsys):

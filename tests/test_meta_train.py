@@ -7,13 +7,14 @@ import subprocess
 import sys
 from typing import ClassVar, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from optax_unf import OptimizerConfig, init_weights, make_spec, unf
+from optax_unf import Inferred, OptimizerConfig, infer_spec, init_weights, make_spec, unf
 from optax_unf.meta import (
     PES,
     Backprop,
@@ -245,6 +246,27 @@ def test_a_task_may_have_a_spec_and_a_parameter_of_no_entries():
     config = MetaTrainConfig((Stage(PES(pairs=2, truncation=5), steps=2, learning_rate=1e-3),), horizon=10)
     result = meta_train(OptimizerConfig(head="none"), task, config, jax.random.key(0), progress=False)
     assert np.isfinite(result.curve[-1]["final_loss"])
+
+
+def test_the_spec_of_a_task_may_be_inferred():
+    task = Regression()
+    batch = task.sample(jax.random.key(0))
+    task.axes = Inferred(task.loss, batch)
+    inferred = infer_spec(task.loss, jax.eval_shape(task.init, jax.random.key(0)), batch, io="permute")
+    assert task_spec(task) == inferred
+    assert inferred.sizes
+
+
+def test_a_run_without_a_finite_evaluation_warns():
+    class Broken(Regression):
+        def loss(self, params, batch):
+            return super().loss(params, batch) + jnp.nan
+
+    config = MetaTrainConfig((Stage(PES(pairs=1, truncation=5), steps=1, learning_rate=1e-3),), horizon=10)
+    with pytest.warns(RuntimeWarning, match="best weights are those it began with"):
+        result = meta_train(OptimizerConfig(head="none"), Broken(), config, jax.random.key(0), progress=False)
+    begin = init_weights(OptimizerConfig(head="none"), task_spec(Broken()), jax.random.key(0))
+    chex.assert_trees_all_equal(result.weights.theta, begin.theta)
 
 
 def test_a_task_may_be_a_tuple():

@@ -87,3 +87,9 @@ def test_a_leaf_without_an_entry_is_an_error_under_a_mask_too():
     )
     with pytest.raises(ValueError, match="no entry for the leaf 'b'"):
         tx.update(make_params(1), tx.init(make_params()), make_params())
+
+
+def test_parameters_joined_into_one_vector_are_an_error():
+    tx = optax.flatten(unf(weights_of("deepsets"), spec=SPEC))
+    with pytest.raises(ValueError, match=r"must have the parameters, but has none of .*optax\.flatten"):
+        tx.update(make_params(1), tx.init(make_params()), make_params())

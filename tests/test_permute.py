@@ -26,6 +26,17 @@ def test_permute_by_hand():
     chex.assert_trees_all_equal(out, expected)
 
 
+@pytest.mark.parametrize("wrong", [[0, 1, 1], [1, 2, 3], [-1, 0, 1], [0.0, 1.0, 2.0]])
+def test_what_is_no_permutation_is_refused(wrong):
+    params = {"w": zeros(3, 2)}
+    spec = make_spec({"w": ("out", "in")}, params)
+    permutation = {"out": np.array(wrong), "in": np.array([1, 0])}
+    with pytest.raises(ValueError, match="'out' must hold each of 0 to 2 once"):
+        spec.permute(permutation, params)
+    with pytest.raises(ValueError, match="'out' must hold each of 0 to 2 once"):
+        spec.invert(permutation)
+
+
 def test_equal_names_in_a_leaf_permute_together():
     x = jnp.arange(9.0).reshape(3, 3)
     p = np.array([1, 2, 0])

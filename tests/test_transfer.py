@@ -102,3 +102,8 @@ def test_a_warm_up_is_begun_and_carried_over():
     chex.assert_trees_all_equal(again.theta, warm.theta)
     with pytest.raises(ValueError, match=r"have a warm-up.*step_warmup=50\.0"):
         transfer_weights(warm, old.config, SPEC, KEY)
+
+
+def test_a_tree_of_names_is_no_spec():
+    with pytest.raises(TypeError, match="must be a PermutationSpec, but is of type dict"):
+        transfer_weights(load_weights("mlp-fashion-mnist-tied"), OptimizerConfig(), {"w": ("out", "in")}, KEY)

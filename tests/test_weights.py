@@ -65,6 +65,23 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["w.safetensors"]
 
 
+def test_a_write_that_fails_half_way_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "w.safetensors"
+    save_weights(path, make_weights())
+    before = path.read_bytes()
+
+    def fail(file, data):
+        with file.open("wb") as opened:
+            opened.write(data[:10])
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(OSError, match="no space left"):
+        save_weights(path, make_weights(ARCHITECTURES[3]))
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["w.safetensors"]
+
+
 def damaged(tmp_path):
     path = tmp_path / "w.safetensors"
     save_weights(path, make_weights())

@@ -2,3 +2,4 @@
 
 from optax_unf.infer.infer_spec import infer_spec as infer_spec
 from optax_unf.infer.inferred import Inferred as Inferred
+from optax_unf.infer.inferred import resolved as resolved

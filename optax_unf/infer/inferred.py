@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 
 from optax_unf.infer.infer_spec import infer_spec
 from optax_unf.paths import leaves_by_path
+from optax_unf.read_spec import make_spec
 from optax_unf.spec import PermutationSpec
 
 
@@ -57,6 +58,13 @@ class Inferred:
             shapes = jax.tree.map(_shape_of, params)
             self._known[space] = infer_spec(self._fn, shapes, *self._args, **self._modes)
         return self._known[space]
+
+
+def resolved(spec: PermutationSpec | Inferred | PyTree | None, params: PyTree) -> PermutationSpec:
+    """The spec that a user means by any of the forms that functions accept: see `make_spec` and `Inferred`."""
+    if isinstance(spec, Inferred):
+        return spec.of(params)
+    return spec if isinstance(spec, PermutationSpec) else make_spec(spec, params)
 
 
 def _is_masked(node: Any) -> bool:

@@ -11,6 +11,7 @@ import jax
 from jaxtyping import Array, Float
 
 from optax_unf.meta.progress import Progress
+from optax_unf.replaced import replaced
 
 
 class MetricsFiles:
@@ -154,6 +155,5 @@ def _drop_later(path: Path, step: int) -> None:
             if not line.endswith("\n") or json.loads(line)["step"] > step:
                 break
             kept.append(line)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)
+    with replaced(path) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8")

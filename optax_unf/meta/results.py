@@ -3,13 +3,14 @@
 import dataclasses
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+
+from optax_unf.replaced import replaced
 
 _FORMAT = "optax_unf comparison 1"
 
@@ -117,20 +118,25 @@ def mean_and_error(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
 def write_comparison(folder: str | Path, comparison: Comparison) -> Path:
     """Writes `FOLDER/TASK.json`, under a temporary name first; numbers that are not finite become `null`."""
     path = Path(folder, f"{comparison.task}.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_null_where_infinite({"format": _FORMAT, **dataclasses.asdict(comparison)}), indent=1)
     # Lists of numbers on one line each.
     text = re.sub(r"\[[-\d\s.,eE+nul]*\]", lambda match: " ".join(match[0].split()), text)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with replaced(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
     return path
 
 
 def read_comparison(path: str | Path) -> Comparison | None:
-    """The comparison in a file; `None` if there is no such file, or it holds something else."""
+    """The comparison in a file; `None` if there is no such file, or it holds something else.
+
+    Raises:
+      ValueError: the file is no JSON: what was measured might be in it, and must not be written over.
+    """
     path = Path(path)
-    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except ValueError as error:
+        raise ValueError(f"{path} must be JSON, but is damaged: {error}. Mend it, or move it away.") from error
     if not isinstance(record, dict) or record.pop("format", None) != _FORMAT:
         return None
     return Comparison(**{**record, "results": tuple(map(Result.from_dict, record["results"]))})

@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -175,6 +177,13 @@ def meta_train(
                 break
             position.stage, position.step = position.stage + 1, 0
             state = start(position.stage, state.theta, (state.best_theta, state.best_loss))
+    if not any(math.isfinite(record["final_loss"]) for record in position.curve):
+        warnings.warn(
+            "No evaluation of this run was finite, so that its best weights are those it began with. Lower the "
+            "learning rate, or the step size to begin with.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     # Back from the devices of this run: the user's parameters may live on one of them.
     best, final = (jax.tree.map(jnp.asarray, jax.device_get(theta)) for theta in (state.best_theta, state.theta))
     return MetaTrainResult(

@@ -66,6 +66,12 @@ def names() -> tuple[str, ...]:
     return tuple(_TASKS)
 
 
+def check_name(name: str) -> None:
+    """Raises ValueError if `get` knows no task of this name."""
+    if name not in _TASKS:
+        raise ValueError(f"The task must be one of {', '.join(_TASKS)}, but is {name!r}.")
+
+
 def get(name: str, *, data_dir: DataDir = None) -> Any:
     """A task by name, with its data loaded: a `Classification` or a `LanguageModel`.
 
@@ -82,7 +88,6 @@ def get(name: str, *, data_dir: DataDir = None) -> Any:
       >>> get("mlp-digits").widths
       (64, 32, 32, 10)
     """
-    if name not in _TASKS:
-        raise ValueError(f"The task must be one of {', '.join(_TASKS)}, but is {name!r}.")
+    check_name(name)
     make, sizes = _TASKS[name]
     return make(name, data_dir, **sizes)

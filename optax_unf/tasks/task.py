@@ -5,7 +5,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import jax
 from jaxtyping import Array, Float, PyTree
 
-from optax_unf.read_spec import make_spec
+from optax_unf.infer import resolved
 from optax_unf.spec import PermutationSpec
 
 Params: TypeAlias = PyTree[Float[Array, "..."]]
@@ -17,8 +17,9 @@ class Task(Protocol):
     """A training problem. Implement these three methods, and any object is a task.
 
     They are traced by jax, so they must be pure. A task may also have an attribute `axes`: the permutation spec of its
-    parameters, or the spec's tree of names (see `optax_unf.make_spec`); without it every axis has a name of its own. An
-    attribute `nfn_axes` takes its place for an NFN head, which wants the places of convolution kernels fixed.
+    parameters, the spec's tree of names (see `optax_unf.make_spec`), or `optax_unf.Inferred`; without it every axis has
+    a name of its own. An attribute `nfn_axes` takes its place for an NFN head, which wants the places of convolution
+    kernels fixed.
     With a method `of_run(key)`, each inner run trains on the task that this gives for its key; see
     `optax_unf.tasks.Rescaled`.
 
@@ -58,6 +59,4 @@ def task_spec(task: Task, head: str = "unf") -> PermutationSpec:
     axes = getattr(task, "nfn_axes", None) if head == "nfn" else None
     if axes is None:
         axes = getattr(task, "axes", None)
-    if isinstance(axes, PermutationSpec):
-        return axes
-    return make_spec(axes, jax.eval_shape(task.init, jax.random.key(0)))
+    return resolved(axes, jax.eval_shape(task.init, jax.random.key(0)))
