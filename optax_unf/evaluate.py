@@ -19,7 +19,7 @@ from optax_unf.network import SMALL_ENTRIES, OptimizerConfig, UpdateNetwork
 from optax_unf.nn import DeepSets
 from optax_unf.nn.layout import from_blocks
 from optax_unf.nn.meetings import meeting_of
-from optax_unf.nn.mix import Arrived, Contracted, full_rows, mix_full, mix_tied, tied_rows
+from optax_unf.nn.mix import Arrived, Contracted, full_rows, mix_full, mix_tied, tied_rows, widths
 from optax_unf.spec import LeafSpec, PermutationSpec
 from optax_unf.stream import stream
 
@@ -193,15 +193,27 @@ class _InBlocks:
         return [y[0] for y in from_blocks(blocks, self.spec)]
 
     def _multiplied(self, leaves: tuple[Tensor, ...], leaf: int) -> list[int]:
-        """The contractions of a large leaf that are multiplied before they are averaged: those of few products."""
-        made = [
-            sum(leaves[target].positions for target, _ in meeting_of(leaves, (leaf, k)).arrivals)
-            for k in range(len(contractions(leaves[leaf].names)))
-        ]
-        # The mean of the leaf goes to all leaves, and is best taken of a smaller mean.
-        most = max(range(1, len(made) - 1), key=made.__getitem__, default=0)
-        few = [k for k in range(1, len(made) - 1) if k != most and 2 * made[k] < self.config.hidden_channels]
-        return [0, *few]
+        """The contractions of a large leaf that are multiplied before they are averaged.
+
+        Others are averages of features, or averages of such averages: those of which the head makes many channels.
+        """
+        sizes, names = leaves[leaf].sizes, leaves[leaf].names
+        kept = [frozenset(contraction.kept) for contraction, _ in contractions(names)]
+        # The first is the leaf itself; the last, its mean, is a mean of any other.
+        made = {k: sum(widths(meeting_of(leaves, (leaf, k)), leaves, 1)) for k in range(1, len(kept) - 1)}
+        entries = {k: self.config.hidden_channels * math.prod(sizes[axis] for axis in kept[k]) for k in made}
+        # What takes more memory than the leaf is not held, but one is, for the mean.
+        small = [k for k in made if entries[k] <= math.prod(sizes)] or sorted(made, key=entries.__getitem__)[:1]
+        worth = 0.0
+        while small:
+            given = {k: sum(n for j, n in made.items() if kept[j] <= kept[k]) for k in small}
+            best = max(small, key=lambda k: (given[k], -entries[k]))
+            if given[best] < worth:
+                break
+            made = {j: n for j, n in made.items() if not kept[j] <= kept[best]}
+            small = [k for k in small if k in made]
+            worth = self.config.hidden_channels / 6  # so many products take as long as a sum of all features
+        return [0, *made]
 
 
 # Leaves that differ in their names alone are traced once.

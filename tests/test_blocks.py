@@ -191,10 +191,19 @@ def test_tiles_do_not_overlap_where_somewhat_smaller_ones_fit():
     assert tiles((50257, 768), 2**14).length == 21
 
 
-def test_blocks_never_hold_the_features_of_a_leaf():
-    spec = make_spec({"w": ("a", "b")}, {"w": np.zeros((2048, 2048), np.float32)})
+@pytest.mark.parametrize(
+    ("axes", "sizes"),
+    [
+        ({"w": ("a", "b")}, {"a": 2048, "b": 2048}),
+        # The features of this kernel's means over all places are larger than the kernel.
+        ({"w": ("i", "o", "x", "y"), "v": ("i", "o")}, {"i": 512, "o": 512, "x": 3, "y": 3}),
+    ],
+)
+def test_blocks_never_hold_the_features_of_a_leaf(axes, sizes):
+    sizes = {path: tuple(map(sizes.__getitem__, names)) for path, names in axes.items()}
+    shape = {path: jax.ShapeDtypeStruct(size, jnp.float32) for path, size in sizes.items()}
+    spec = make_spec(axes, shape)
     weights = init_weights(OptimizerConfig(), spec, jax.random.key(0))
-    shape = {"w": jax.ShapeDtypeStruct((2048, 2048), jnp.float32)}
 
     def temporary_bytes(block_entries):
         tx = scale_by_unf(weights, spec=spec, block_entries=block_entries)
@@ -212,7 +221,7 @@ def test_blocks_never_hold_the_features_of_a_leaf():
             .temp_size_in_bytes
         )
 
-    leaf = 2048 * 2048 * 4
+    leaf = 4 * math.prod(sizes["w"])
     assert temporary_bytes(0) > 32 * leaf
     assert temporary_bytes(4096) < 3 * leaf
 

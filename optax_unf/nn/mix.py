@@ -64,7 +64,7 @@ def mix_full(
     heights = _heights(contracted)
     for meeting in meetings(leaves):
         kernel = _full_kernel(matrix, meeting, leaves, heights, channels)
-        widths = _widths(meeting, leaves, channels)
+        to_each = widths(meeting, leaves, channels)
         rows = np.cumsum([0, *(heights[leaf] for leaf, _ in meeting.departures)])
         arriving = [(contracted[leaf][k], _order(leaves, leaf, k)) for leaf, k in meeting.departures]
         products = _products(contracted, meeting, leaves)
@@ -74,9 +74,9 @@ def mix_full(
                 kernel = jnp.concatenate([kernel[rows[n] : rows[n + 1]] for n in held])
             y = _joint_product(kernel, [arriving[n] for n in held])  # type: ignore[misc]
             if use_bias and not meeting.signature:
-                y += matrix("bias", np.zeros(sum(widths))).astype(y.dtype)
+                y += matrix("bias", np.zeros(sum(to_each))).astype(y.dtype)
             products.append(y)
-        parts = apart(functools.reduce(operator.add, products), widths)
+        parts = apart(functools.reduce(operator.add, products), to_each)
         for part, (leaf, expansion) in zip(parts, meeting.arrivals, strict=True):
             terms[leaf].append(expand(part, expansion, leaves[leaf].sizes))
     return terms
@@ -142,7 +142,7 @@ def mix_tied(
             terms[leaf] += [expand(y, expansion, leaves[leaf].sizes) for y in total]
         products = _products(contracted, meeting, leaves)
         if products:
-            parts = apart(functools.reduce(operator.add, products), _widths(meeting, leaves, channels))
+            parts = apart(functools.reduce(operator.add, products), widths(meeting, leaves, channels))
             for part, (leaf, expansion) in zip(parts, meeting.arrivals, strict=True):
                 terms[leaf].append(expand(part, expansion, leaves[leaf].sizes))
     return terms
@@ -224,7 +224,8 @@ def _heights(contracted: Sequence[Contracted]) -> list[int]:
     return [xs[-1].shape[0] for xs in contracted]  # type: ignore[union-attr]
 
 
-def _widths(meeting: Meeting, leaves: tuple[Tensor, ...], channels: int) -> list[int]:
+def widths(meeting: Meeting, leaves: tuple[Tensor, ...], channels: int) -> list[int]:
+    """How many channels go to each arrival."""
     return [channels * leaves[leaf].positions for leaf, _ in meeting.arrivals]
 
 
@@ -237,7 +238,7 @@ def _full_kernel(
         for d in meeting.departures
     ]
     rows = np.repeat(np.array(stds), [heights[leaf] for leaf, _ in meeting.departures], axis=0)
-    return matrix("kernel" + meeting.label, np.repeat(rows, _widths(meeting, leaves, channels), axis=1))
+    return matrix("kernel" + meeting.label, np.repeat(rows, widths(meeting, leaves, channels), axis=1))
 
 
 @functools.lru_cache(maxsize=64)
