@@ -18,7 +18,7 @@ from optax_unf.meta.results import Comparison, mean_and_error, read_comparison, 
 from optax_unf.meta.table import markdown_page, result_lines
 from optax_unf.network import Head, Normalization, OptimizerConfig
 from optax_unf.options import RunOptions, StageOptions, run_config
-from optax_unf.replaced import replaced
+from optax_unf.replaced import replaced, write_text
 from optax_unf.tasks.task import task_spec
 from optax_unf.transfer import transfer_weights
 from optax_unf.weights import MetaWeights, check_fits, list_pretrained, load_card, load_weights, save_weights
@@ -136,7 +136,7 @@ def meta_train(
         spec, key_head = task_spec(loaded[0], architecture.head), jax.random.fold_in(key, 1)
         weights = transfer_weights(load_weights(start), architecture, spec, key_head, alpha=alpha, learned=learned)
     if first and not (resume and (out / "config.json").exists()):
-        _write(out / "config.json", json.dumps(settings.to_dict(), indent=1) + "\n")
+        write_text(out / "config.json", json.dumps(settings.to_dict(), indent=1) + "\n")
     made = provenance(_command())  # before a long run: the checkout may change meanwhile
     result = meta.meta_train(architecture, loaded, settings, key, weights=weights, out=out, progress=progress)
     if not first:
@@ -232,7 +232,7 @@ def compare(
             print(*result_lines(result), sep="\n", flush=True)
         write_comparison(out, found)
         page = markdown_page(found)
-        _write(out / f"{name}.md", page)
+        write_text(out / f"{name}.md", page)
         print(page)
     plot(results=out)
 
@@ -253,11 +253,6 @@ def plot(run: Path | None = None, /, *, results: Path | None = None, out: Path |
         raise ValueError("Give either the folder of a run, or --results with the folder of comparisons.")
     _draw(path, figure)
     print(f"Wrote {path}")
-
-
-def _write(path: Path, text: str) -> None:
-    with replaced(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _draw(path: Path, figure: "Figure") -> None:

@@ -272,12 +272,12 @@ def _weight_space(weights: MetaWeights, spec: Spec, params: PyTree) -> Permutati
         if shapes == {leaf.path: leaf.shape for leaf in weights.spec.leaves}:
             return weights.spec
     space = resolved(spec if isinstance(spec, Inferred) else restrict(spec, params), params)
-    if not space.leaves and (paths := leaves_by_path(params)):
-        raise ValueError(
-            f"The permutation spec must have the parameters, but has none of {', '.join(map(show_path, paths))}. It is "
-            f"the spec of other parameters, or these have been joined into one vector, as optax.flatten does."
-        )
     if not space.leaves:
+        if paths := leaves_by_path(params):
+            raise ValueError(
+                f"The permutation spec must have the parameters, but has none of {', '.join(map(show_path, paths))}. "
+                f"It is the spec of other parameters, or these have been joined into one vector, as optax.flatten does."
+            )
         return space
     check_fits(weights, space)
     flatten_checked(space, params, "parameters")

@@ -31,3 +31,9 @@ def replaced(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a text file whole."""
+    with replaced(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -21,7 +21,7 @@ from optax_unf.features import ENTRY_CHANNELS, TIME_CHANNELS
 from optax_unf.leaf import LeafSpec
 from optax_unf.network import OptimizerConfig, UpdateNetwork
 from optax_unf.paths import show_path
-from optax_unf.replaced import replaced
+from optax_unf.replaced import replaced, write_text
 from optax_unf.spec import PermutationSpec
 
 _FORMAT = "optax_unf meta-weights 1"
@@ -245,8 +245,7 @@ def save_weights(path: str | Path, weights: MetaWeights, *, card: Mapping[str, A
     with replaced(path) as temporary:
         temporary.write_bytes(safetensors.numpy.save(arrays, metadata))
     if card_text is not None:
-        with replaced(path.with_suffix(".json")) as temporary:
-            temporary.write_text(card_text, encoding="utf-8")
+        write_text(path.with_suffix(".json"), card_text)
 
 
 def load_card(name_or_path: str | Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import jax
 from jaxtyping import Array, Float
 
 from optax_unf.meta.progress import Progress
-from optax_unf.replaced import replaced
+from optax_unf.replaced import write_text
 
 
 class MetricsFiles:
@@ -155,5 +155,4 @@ def _drop_later(path: Path, step: int) -> None:
             if not line.endswith("\n") or json.loads(line)["step"] > step:
                 break
             kept.append(line)
-    with replaced(path) as temporary:
-        temporary.write_text("".join(kept), encoding="utf-8")
+    write_text(path, "".join(kept))

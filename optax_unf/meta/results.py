@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from optax_unf.replaced import replaced
+from optax_unf.replaced import write_text
 
 _FORMAT = "optax_unf comparison 1"
 
@@ -121,8 +121,7 @@ def write_comparison(folder: str | Path, comparison: Comparison) -> Path:
     text = json.dumps(_null_where_infinite({"format": _FORMAT, **dataclasses.asdict(comparison)}), indent=1)
     # Lists of numbers on one line each.
     text = re.sub(r"\[[-\d\s.,eE+nul]*\]", lambda match: " ".join(match[0].split()), text)
-    with replaced(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_text(path, text + "\n")
     return path
 
 
