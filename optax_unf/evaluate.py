@@ -17,7 +17,7 @@ from optax_unf.features import ENTRY_CHANNELS, mean_squares, normalize, pack, sc
 from optax_unf.leaf import split_blocks
 from optax_unf.network import SMALL_ENTRIES, OptimizerConfig, UpdateNetwork
 from optax_unf.nn import DeepSets
-from optax_unf.nn.layout import from_blocks
+from optax_unf.nn.layout import ChannelAxis, from_blocks
 from optax_unf.nn.meetings import meeting_of
 from optax_unf.nn.mix import Arrived, Contracted, full_rows, mix_full, mix_tied, tied_rows, widths
 from optax_unf.spec import LeafSpec, PermutationSpec
@@ -77,6 +77,14 @@ def default_block_entries() -> int:
     if len(devices) > 1:
         return 0
     return _CPU_ENTRIES if devices[0].platform == "cpu" else _ACCELERATOR_ENTRIES
+
+
+def _channel_axis() -> ChannelAxis:
+    """Where the features of a block have their channels.
+
+    A CPU's library multiplies tall matrices `[entries, channels]` faster; accelerators want long rows.
+    """
+    return -1 if jax.devices()[0].platform == "cpu" else 0
 
 
 def _goes_in_blocks(leaf: LeafSpec, config: OptimizerConfig, block_entries: int) -> bool:
@@ -141,9 +149,10 @@ class _InBlocks:
         tensor: Tensor,
         kernels: Mapping[int, Array],
     ) -> list[Array]:
-        trunk = jax.tree_util.Partial(_scaled_trunk, self._layers, squares)
+        axis = _channel_axis()
+        trunk = jax.tree_util.Partial(_scaled_trunk if axis == 0 else _tall_trunk, self._layers, squares)
         kernels = {k: kernel.astype(self.dtype) for k, kernel in kernels.items()}
-        return _jitted_stream(list(inputs), start, trunk, kernels, _anonymous(tensor), extent, self.block_entries)
+        return _jitted_stream(list(inputs), start, trunk, kernels, _anonymous(tensor), extent, self.block_entries, axis)
 
     def _deep_sets(
         self, channels: Sequence[Channels], squares: Mapping[int, Array], features: Mapping[int, Array]
@@ -217,7 +226,7 @@ class _InBlocks:
 
 
 # Leaves that differ in their names alone are traced once.
-_jitted_stream = jax.jit(stream, static_argnames=("leaf", "extent", "entries"))
+_jitted_stream = jax.jit(stream, static_argnames=("leaf", "extent", "entries", "channel_axis"))
 
 
 def _anonymous(tensor: Tensor) -> Tensor:
@@ -229,6 +238,25 @@ def _scaled_trunk(
     layers: Sequence[dict[str, Array]], squares: Float[Array, "channels 1"], x: Float[Array, "channels entries"]
 ) -> Float[Array, "features entries"]:
     return _trunk(layers, scaled(x, squares))
+
+
+def _tall_trunk(
+    layers: Sequence[dict[str, Array]], squares: Float[Array, "channels 1"], x: Float[Array, "channels entries"]
+) -> Float[Array, "entries features"]:
+    # Without the barrier, the transposition becomes a part of the product, in a slower way.
+    y = jax.lax.optimization_barrier(scaled(x, squares).T)
+    for params in layers:
+        y = jax.tree.map(_relu_in_vectors, DeepSets(params["kernel"].shape[1], pool=False).apply({"params": params}, y))
+    return y
+
+
+def _relu_in_vectors(x: Float[Array, "entries features"]) -> Float[Array, "entries features"]:
+    """A ReLU with a bound.
+
+    Without one, a CPU's compiler writes out the code of all 32 channels, one number at a time, which takes six times as
+    long. With it that would be too much code, and the channels stay a loop, which is made of vectors.
+    """
+    return jax.lax.clamp(jnp.zeros((), x.dtype), x, jnp.array(jnp.finfo(x.dtype).max, x.dtype))
 
 
 def _trunk(layers: Sequence[dict[str, Array]], x: Float[Array, "channels *shape"]) -> Float[Array, "features *shape"]:

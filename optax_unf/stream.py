@@ -9,12 +9,17 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from optax_unf.contract import Tensor, contractions, mean_of_smallest
+from optax_unf.nn.layout import ChannelAxis
+
+Position: TypeAlias = int | Int[Array, ""]
+"""An index along an axis."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,24 +66,26 @@ def tiles(sizes: tuple[int, ...], entries: int) -> Tiles:
 
 def stream(
     inputs: Sequence[Float[Array, "..."]],
-    start: Sequence[int | Int[Array, ""]],
-    trunk: Callable[[Float[Array, "channels entries"]], Float[Array, "features entries"]],
+    start: Sequence[Position],
+    trunk: Callable[[Float[Array, "channels entries"]], Float[Array, "_ _"]],
     kernels: Mapping[int, Float[Array, "features outputs"]],
     leaf: Tensor,
     extent: tuple[int, ...],
     entries: int,
+    channel_axis: ChannelAxis,
 ) -> list[Float[Array, "_ *kept"]]:
     """One leaf, or a block of one, through the trunk.
 
     Args:
       inputs: the input channels; a block is a part of them.
       start: where it begins along each of their axes.
-      trunk: the pointwise part of f.
+      trunk: the pointwise part of f, which makes features `[features, entries]` or `[entries, features]`.
       kernels: matrices by which features are multiplied for some of the contractions, in the dtype to compute in; for
         the first, which keeps all axes, there must be one.
       leaf: the leaf or block, whose names must be distinct and all permuted.
       extent: how long it is along each axis of the inputs.
       entries: about how many entries to evaluate at a time.
+      channel_axis: where the trunk's features have their channels.
 
     Returns:
       Every contraction, in the order of `contractions(leaf.names)`: of the features, or of their products.
@@ -89,15 +96,15 @@ def stream(
     held = [c for k, c in enumerate(every) if k not in kernels]
     # The others are means of these.
     summed = [c for c in held if not any(set(c.kept) < set(larger.kept) for larger in held)]
-    means = [_Mean(cut, c.kept) for c in (*summed, *(every[k] for k in kernels))]
+    means = [
+        *(_Mean(cut, c.kept, channel_axis) for c in summed),
+        *(_Mean(cut, every[k].kept, channel_axis=0) for k in kernels),
+    ]
     dtype, features = kernels[0].dtype, kernels[0].shape[0]
     joint = jnp.concatenate(list(kernels.values()), axis=1)
     widths = [kernel.shape[1] for kernel in kernels.values()]
     zero = _zero(jax.tree.leaves((inputs, trunk, kernels)), dtype)
-    zeros = [
-        jax.lax.full_like(zero, 0, shape=(width, *mean.shape))
-        for width, mean in zip([features] * len(summed) + widths, means, strict=True)
-    ]
+    zeros = [mean.zeros(zero, n) for mean, n in zip(means, [features] * len(summed) + widths, strict=True)]
     overlapping = cut.view[1] % cut.length > 0
 
     def step(n: Int[Array, ""], totals: list[Array]) -> list[Array]:
@@ -108,9 +115,10 @@ def stream(
         h = trunk(jnp.stack([x.astype(dtype) for x in read(before, begin)]))
         if overlapping:
             new = (at > 0) | (jnp.arange(cut.length) >= -cut.view[1] % cut.length)
-            h = h * jnp.repeat(new, cut.view[2]).astype(dtype)
-        products = jax.lax.split(jnp.einsum("io,in->on", joint, h), widths)
-        tile = [x.reshape(-1, cut.length, cut.view[2]) for x in (*(h for _ in summed), *products)]
+            new = jnp.repeat(new, cut.view[2]).astype(dtype)
+            h = h * (new if channel_axis == 0 else new[:, None])
+        products = _products(joint, widths, h, channel_axis)
+        tile = [*(h for _ in summed), *products]
         return [mean.add(t, x, before, begin) for mean, t, x in zip(means, totals, tile, strict=True)]
 
     totals = jax.lax.fori_loop(0, cut.view[0] * cut.per_axis, step, zeros)
@@ -123,6 +131,22 @@ def stream(
     return [done[contraction] for contraction in every]
 
 
+def _products(
+    kernel: Float[Array, "features outputs"],
+    widths: Sequence[int],
+    h: Float[Array, "_ _"],
+    channel_axis: ChannelAxis,
+) -> Sequence[Float[Array, "_ entries"]]:
+    """Parts of the product with the features of a tile, channels first."""
+    if channel_axis == 0:
+        return jax.lax.split(jnp.einsum("io,in->on", kernel, h), widths)
+    # A CPU takes four columns at a time: two take longer than four.
+    columns = kernel.shape[1]
+    if columns > 1:
+        kernel = jnp.pad(kernel, ((0, 0), (0, -columns % 4)))
+    return [x.T for x in jax.lax.split((h @ kernel)[:, :columns], widths, axis=1)]
+
+
 def _zero(arrays: Sequence[Array], dtype: jnp.dtype) -> Float[Array, ""]:
     """0, which varies over an axis of `jax.shard_map` if one of the arrays does, as what a loop adds to it will."""
     zeros = [jax.lax.full_like(x, 0, dtype, ()) for x in arrays if isinstance(x, jax.Array)]
@@ -130,8 +154,8 @@ def _zero(arrays: Sequence[Array], dtype: jnp.dtype) -> Float[Array, ""]:
 
 
 def _reader(
-    inputs: Sequence[Array], start: Sequence[int | Int[Array, ""]], extent: tuple[int, ...], cut: Tiles
-) -> Callable[[Int[Array, ""] | int, Int[Array, ""]], list[Float[Array, " entries"]]]:
+    inputs: Sequence[Array], start: Sequence[Position], extent: tuple[int, ...], cut: Tiles
+) -> Callable[[Position, Position], list[Float[Array, " entries"]]]:
     """A function that reads a tile of each input."""
     if cut.axis == 0 and extent[0] == cut.sizes[0]:
         # Whole rows of a block are read where they are, without a copy of the block.
@@ -148,11 +172,13 @@ def _reader(
 class _Mean:
     """The mean over all axes of a leaf but those kept, added up tile by tile.
 
-    It is held as `[features, *shape]`, the axes that are summed having gone from the view of the tiles.
+    It is held as `[features, *shape]` or `[*shape, features]`, the axes that are summed having gone from the view of
+    the tiles.
     """
 
     tiles: Tiles
     kept: tuple[int, ...]
+    channel_axis: ChannelAxis
 
     @functools.cached_property
     def shape(self) -> tuple[int, int, int]:
@@ -161,28 +187,33 @@ class _Mean:
         sizes = [size if axis in self.kept else 1 for axis, size in enumerate(self.tiles.sizes)]
         return math.prod(sizes[:cut]), sizes[cut], math.prod(sizes[cut + 1 :])
 
-    def add(
-        self,
-        total: Float[Array, "features before size after"],
-        h: Float[Array, "features length after"],
-        before: Int[Array, ""] | int,
-        begin: Int[Array, ""] | int,
-    ) -> Float[Array, "features before size after"]:
-        """The mean with one more tile."""
-        sizes, cut = self.tiles.sizes, self.tiles.axis
-        if len(self.kept) == len(sizes):
-            return jax.lax.dynamic_update_slice(total, h[:, None], (0, before, begin, 0))
-        if cut not in self.kept:
-            h, begin = jnp.sum(h, 1, keepdims=True), 0
-        gone = tuple(axis - cut + 1 for axis in range(cut + 1, len(sizes)) if axis not in self.kept)
-        h = jnp.sum(h.reshape(*h.shape[:2], *sizes[cut + 1 :]), gone).reshape(*h.shape[:2], -1)
-        at = (0, self._position(before), begin, 0)
-        old = jax.lax.dynamic_slice(total, at, (h.shape[0], 1, *h.shape[1:]))
-        # Divided here, where it is part of the addition, and not by a kernel of its own once all is added.
-        entries = math.prod(size for axis, size in enumerate(sizes) if axis not in self.kept)
-        return jax.lax.dynamic_update_slice(total, old + h[:, None] / entries, at)
+    def zeros(self, zero: Float[Array, ""], channels: int) -> Float[Array, "..."]:
+        """The mean of no tiles yet."""
+        shape = (channels, *self.shape) if self.channel_axis == 0 else (*self.shape, channels)
+        return jax.lax.full_like(zero, 0, shape=shape)
 
-    def _position(self, before: Int[Array, ""] | int) -> Int[Array, ""] | int:
+    def add(
+        self, total: Float[Array, "..."], h: Float[Array, "..."], before: Position, begin: Position
+    ) -> Float[Array, "..."]:
+        """The mean with one more tile, `[features, length * after]` or `[length * after, features]`."""
+        sizes, cut = self.tiles.sizes, self.tiles.axis
+        rows, length, position = 1 + self.channel_axis, self.tiles.length, before
+        if len(self.kept) < len(sizes):
+            h = h.reshape(*h.shape[:rows], length, *sizes[cut + 1 :], *h.shape[rows + 1 :])
+            if cut not in self.kept:
+                h, length, begin = _sum_of_rows(h, rows), 1, 0
+            h = jnp.sum(h, tuple(axis - cut + rows for axis in range(cut + 1, len(sizes)) if axis not in self.kept))
+            position = self._position(before)
+        shape = (*total.shape[:rows], 1, length, *total.shape[rows + 2 :])
+        at = (0, position, begin, 0) if self.channel_axis == 0 else (position, begin, 0, 0)
+        h = h.reshape(shape)
+        if len(self.kept) < len(sizes):
+            # Divided here, where it is part of the addition, and not by a kernel of its own once all is added.
+            entries = math.prod(size for axis, size in enumerate(sizes) if axis not in self.kept)
+            h = jax.lax.dynamic_slice(total, at, shape) + h / entries
+        return jax.lax.dynamic_update_slice(total, h, at)
+
+    def _position(self, before: Position) -> Position:
         """The index of a position of the axes before the cut among those of them that are kept."""
         position, stride = 0, 1
         for axis in reversed(range(self.tiles.axis)):
@@ -193,7 +224,21 @@ class _Mean:
             before = jax.lax.div(before, size)
         return position
 
-    def result(self, total: Float[Array, "features before size after"]) -> Float[Array, "features *kept"]:
-        """The mean, with an axis for each that is kept, in the order of the leaf."""
+    def result(self, total: Float[Array, "..."]) -> Float[Array, "features *kept"]:
+        """The mean, channels first, with an axis for each that is kept, in the order of the leaf."""
         sizes = (size for axis, size in enumerate(self.tiles.sizes) if axis in self.kept)
+        total = jnp.moveaxis(total, self.channel_axis, 0)
         return total.reshape(total.shape[0], *sizes)
+
+
+def _sum_of_rows(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
+    """The sum over an axis, which stays as one of size 1."""
+    if axis > 0:
+        return jnp.sum(x, axis, keepdims=True)
+    # A CPU's compiler adds up the first axis one number at a time, and sums of rows in vectors.
+    rows = x.shape[0]
+    if rows == 1:
+        return x
+    half = rows // 2
+    total = _sum_of_rows(x[:half] + x[half : 2 * half], 0)
+    return total + x[2 * half :] if rows % 2 else total

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from optax_unf import Concat, MetaWeights, OptimizerConfig, init_weights, make_spec, scale_by_unf
+from optax_unf import Concat, MetaWeights, OptimizerConfig, evaluate, init_weights, make_spec, scale_by_unf
 from optax_unf.contract import Tensor, contract
 from optax_unf.features import mean_squares, scaled
 from optax_unf.stream import stream, tiles
@@ -27,9 +27,10 @@ from optax_unf.stream import stream, tiles
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=4, max_size=4),
     st.integers(0, 3),
     st.sets(st.integers(1, 15)),
+    st.sampled_from([0, -1]),
     st.integers(0, 2**31),
 )
-def test_a_leaf_in_blocks_is_the_leaf_whole(sizes, entries, names, around, apart, multiplied, seed):
+def test_a_leaf_in_blocks_is_the_leaf_whole(sizes, entries, names, around, apart, multiplied, channel_axis, seed):
     sizes, names = tuple(sizes), tuple(names[: len(sizes)])
     rng = np.random.default_rng(seed)
     leaf = Tensor("", names, sizes, sizes, (True,) * len(sizes))
@@ -50,7 +51,8 @@ def test_a_leaf_in_blocks_is_the_leaf_whole(sizes, entries, names, around, apart
     def both(inputs, larger):
         expected = contract(trunk(inputs), names)
         expected = [jnp.einsum("io,i...->o...", kernels[k], x) if k in kernels else x for k, x in enumerate(expected)]
-        return expected, stream(list(larger), start, trunk, kernels, leaf, extent, entries)
+        laid_out = trunk if channel_axis == 0 else lambda x: trunk(x).T
+        return expected, stream(list(larger), start, laid_out, kernels, leaf, extent, entries, channel_axis)
 
     expected, found = both(inputs, larger)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
@@ -121,7 +123,7 @@ PARAMS = {path: np.zeros([SIZES.get(name, 38) for name in axes], np.float32) for
     ids=["full", "tied", "deepsets", "entry"],
 )
 @pytest.mark.parametrize("entries", [13])
-def test_an_update_in_blocks_is_the_update_whole(config, entries):
+def test_an_update_in_blocks_is_the_update_whole(config, entries, monkeypatch):
     rng = np.random.default_rng(0)
     spec = make_spec(AXES, PARAMS)
     weights = init_weights(config, spec, jax.random.key(0))
@@ -132,13 +134,15 @@ def test_an_update_in_blocks_is_the_update_whole(config, entries):
     @jax.jit
     def both(params, grads):
         results = []
-        for block_entries in (0, entries):
+        for block_entries, channel_axis in ((0, 0), (entries, 0), (entries, -1)):
+            monkeypatch.setattr(evaluate, "_channel_axis", lambda axis=channel_axis: axis)
             tx = scale_by_unf(weights, spec=spec, block_entries=block_entries)
             results.append(tx.update(grads, tx.init(params), params))
         return results
 
-    whole, blocks = both(params, grads)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5), blocks, whole)
+    whole, *blocks = both(params, grads)
+    for found in blocks:
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5), found, whole)
 
 
 @pytest.mark.parametrize(
