@@ -244,10 +244,7 @@ def _tall_trunk(
     layers: Sequence[dict[str, Array]], squares: Float[Array, "channels 1"], x: Float[Array, "channels entries"]
 ) -> Float[Array, "entries features"]:
     # Without the barrier, the transposition becomes a part of the product, in a slower way.
-    y = jax.lax.optimization_barrier(scaled(x, squares).T)
-    for params in layers:
-        y = jax.tree.map(_relu_in_vectors, DeepSets(params["kernel"].shape[1], pool=False).apply({"params": params}, y))
-    return y
+    return _trunk(layers, jax.lax.optimization_barrier(scaled(x, squares).T), channel_axis=-1)
 
 
 def _relu_in_vectors(x: Float[Array, "entries features"]) -> Float[Array, "entries features"]:
@@ -259,10 +256,11 @@ def _relu_in_vectors(x: Float[Array, "entries features"]) -> Float[Array, "entri
     return jax.lax.clamp(jnp.zeros((), x.dtype), x, jnp.array(jnp.finfo(x.dtype).max, x.dtype))
 
 
-def _trunk(layers: Sequence[dict[str, Array]], x: Float[Array, "channels *shape"]) -> Float[Array, "features *shape"]:
+def _trunk(layers: Sequence[dict[str, Array]], x: Float[Array, "..."], channel_axis: ChannelAxis = 0) -> Array:
+    relu = jax.nn.relu if channel_axis == 0 else _relu_in_vectors
     for params in layers:
-        dense = DeepSets(params["kernel"].shape[1], pool=False, channel_axis=0)
-        x = jax.tree.map(jax.nn.relu, dense.apply({"params": params}, x))
+        dense = DeepSets(params["kernel"].shape[1], pool=False, channel_axis=channel_axis)
+        x = jax.tree.map(relu, dense.apply({"params": params}, x))
     return x
 
 

@@ -103,6 +103,9 @@ def stream(
     dtype, features = kernels[0].dtype, kernels[0].shape[0]
     joint = jnp.concatenate(list(kernels.values()), axis=1)
     widths = [kernel.shape[1] for kernel in kernels.values()]
+    if channel_axis == -1 and joint.shape[1] > 1:
+        # A CPU takes four columns at a time: two take longer than four.
+        joint = jnp.pad(joint, ((0, 0), (0, -joint.shape[1] % 4)))
     zero = _zero(jax.tree.leaves((inputs, trunk, kernels)), dtype)
     zeros = [mean.zeros(zero, n) for mean, n in zip(means, [features] * len(summed) + widths, strict=True)]
     overlapping = cut.view[1] % cut.length > 0
@@ -137,14 +140,10 @@ def _products(
     h: Float[Array, "_ _"],
     channel_axis: ChannelAxis,
 ) -> Sequence[Float[Array, "_ entries"]]:
-    """Parts of the product with the features of a tile, channels first."""
+    """Parts of the product with the features of a tile, channels first, without the columns that fill it up."""
     if channel_axis == 0:
         return jax.lax.split(jnp.einsum("io,in->on", kernel, h), widths)
-    # A CPU takes four columns at a time: two take longer than four.
-    columns = kernel.shape[1]
-    if columns > 1:
-        kernel = jnp.pad(kernel, ((0, 0), (0, -columns % 4)))
-    return [x.T for x in jax.lax.split((h @ kernel)[:, :columns], widths, axis=1)]
+    return [x.T for x in jax.lax.split((h @ kernel)[:, : sum(widths)], widths, axis=1)]
 
 
 def _zero(arrays: Sequence[Array], dtype: jnp.dtype) -> Float[Array, ""]:
