@@ -1,5 +1,6 @@
-"""Tests compile much and compute little, so compilers optimize little, and tests share what they compile."""
+"""Tests trace and compile much and compute little: compilers optimize little, and tests share what they compile."""
 
+import gc
 import os
 
 import jax
@@ -11,6 +12,8 @@ if jax.__version_info__ < (0, 11):
     # The older way to emit fused loops, which compiles twice as fast; later versions stop at a flag they do not know.
     _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])
+# Tracing makes many objects that stay: to look for garbage among them as often as usual takes a tenth of the time.
+gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -19,7 +22,10 @@ def _compilation(tmp_path_factory, worker_id):
     # The workers of pytest-xdist have folders of their own in one that is common to them.
     common = folder if worker_id == "master" else folder.parent
     jax.config.update("jax_disable_most_optimizations", True)
+    # Where in the sources an operation comes from is of no use to a compiled program.
+    jax.config.update("jax_traceback_in_locations_limit", 0)
     # For processes that tests start: programs optimized in another way round in another way.
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
     jax.config.update("jax_compilation_cache_dir", str(common / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
