@@ -52,8 +52,8 @@ class CNNTask(Classification):
         self, params: Params, images: Float[Array, "batch height width colours"]
     ) -> Float[Array, "batch classes"]:
         """Logits of the classes."""
-        x = jax.nn.relu(_convolve(params["conv_0"], images, stride=2))
-        x = jax.nn.relu(_convolve(params["conv_1"], x))
+        x = jax.nn.relu(convolve(params["conv_0"], images, stride=2))
+        x = jax.nn.relu(convolve(params["conv_1"], x))
         return x.mean((1, 2)) @ params["dense"]["kernel"] + params["dense"]["bias"]
 
 
@@ -65,8 +65,10 @@ def _axes(height: str | None, width: str | None) -> dict[str, Any]:
     }
 
 
-def _convolve(layer: Params, x: Float[Array, "batch h w inputs"], stride: int = 1) -> Float[Array, "batch h w outputs"]:
-    # As one matrix product of patches: on CPUs the gradient of a convolution's gradient is slow.
+def convolve(layer: Params, x: Float[Array, "batch h w inputs"], stride: int = 1) -> Float[Array, "batch h w outputs"]:
+    """A 3 x 3 convolution with one pixel of padding on every side; `layer` holds `kernel` and `bias`."""
+    # As one matrix product of patches: on CPUs the gradient of a convolution's gradient is slow, and so is a
+    # convolution with one kernel for each of many runs.
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     rows, columns = x.shape[1], x.shape[2]
     patches = [padded[:, i : i + rows : stride, j : j + columns : stride] for i in range(3) for j in range(3)]

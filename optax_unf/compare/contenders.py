@@ -1,0 +1,156 @@
+"""Who takes part: optimizers with a tuned rate, those with nothing to tune, and candidates."""
+
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from optax_unf.optimizer import unf
+from optax_unf.tasks.task import Params, Task
+from optax_unf.weights import load_weights
+
+Make = Callable[[Float[Array, ""], int, Task], optax.GradientTransformation]
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """An optimizer that takes part.
+
+    Attributes:
+      name: its name in tables.
+      make: the optax optimizer of a setting (a rate or factor, which may be traced), a number of steps, and a task.
+      middle: of the grid of settings, where the setting is tuned: 7 of them, each twice the one before.
+      setting: the setting, where it is not tuned.
+      trained: from the optimizer's state and the parameters, those to be evaluated at the end.
+    """
+
+    name: str
+    make: Make
+    middle: float | None = None
+    setting: float = 1.0
+    trained: Callable[[Any, Params], Params] = lambda state, params: params
+
+    @property
+    def grid(self) -> tuple[float, ...]:
+        """The settings to try first."""
+        return () if self.middle is None else tuple(self.middle * 2.0**power for power in range(-3, 4))
+
+
+def cosine(peak: float | Float[Array, ""], steps: int) -> optax.Schedule:
+    """From `peak` to zero over the run."""
+    return optax.cosine_decay_schedule(peak, steps)  # pyright: ignore[reportArgumentType]
+
+
+def _adam(b2: float) -> Make:
+    return lambda rate, steps, task: optax.adam(cosine(rate, steps), b2=b2)
+
+
+def _sgdm(rate: Array, steps: int, task: Task) -> optax.GradientTransformation:
+    return optax.sgd(cosine(rate, steps), momentum=0.9)
+
+
+def _muon(rate: Array, steps: int, task: Task) -> optax.GradientTransformation:
+    return optax.contrib.muon(cosine(rate, steps))
+
+
+def _prodigy(rate: Array, steps: int, task: Task) -> optax.GradientTransformation:
+    return optax.contrib.prodigy(cosine(rate, steps))
+
+
+def _schedule_free(rate: Array, steps: int, task: Task) -> optax.GradientTransformation:
+    return optax.contrib.schedule_free_adamw(0.0025 * rate, warmup_steps=max(1, steps // 20))
+
+
+ADAM = Contender("Adam, cosine", _adam(0.999), middle=0.008)
+MUON = Contender("Muon, cosine", _muon, middle=0.02)
+UNTUNED_ADAM = Contender("Adam 1e-3", lambda rate, steps, task: optax.adam(1e-3 * rate))
+# Those that every table has; speeds are over the first three.
+BASELINES = (
+    UNTUNED_ADAM,
+    ADAM,
+    MUON,
+    Contender("Adam, b2 0.95, cosine", _adam(0.95), middle=0.008),
+    Contender("SGDM, cosine", _sgdm, middle=0.1),
+    Contender("Prodigy, cosine", _prodigy),
+    Contender("schedule-free AdamW", _schedule_free, trained=optax.contrib.schedule_free_eval_params),
+)
+
+
+def candidate(
+    source: str, *, spec: Literal["none", "inferred"] = "none", setting: float = 1.0, middle: float | None = None
+) -> Contender:
+    """A contender by name.
+
+    Args:
+      source: `module:attribute` or `file.py:attribute`, a function `(total_steps) -> GradientTransformation`, which may
+        also take an argument `factor`; or meta-weights by name or path, which take their own alpha times the factor,
+        with a cosine over the run.
+      spec: of meta-weights: none, or what is inferred from the task's loss.
+      setting: the factor.
+      middle: of a grid of factors, to take the best of.
+
+    Raises:
+      ValueError: nothing is found there.
+
+    Example:
+      >>> candidate("mlp-fashion-mnist-deepsets", setting=0.5).name
+      'mlp-fashion-mnist-deepsets x 0.5'
+    """
+    make = _imported(source) if ":" in source else _learned(source, spec)
+    name = source if spec == "none" else f"{source}, {spec} spec"
+    if middle is not None:
+        name += ", tuned"
+    elif setting != 1.0:
+        name += f" x {setting:g}"
+    return Contender(name, make, middle=middle, setting=setting)
+
+
+def imported(source: str) -> Any:
+    """What `module:attribute` or `file.py:attribute` names.
+
+    Raises:
+      ValueError: nothing is found there.
+    """
+    module_name, _, attribute = source.rpartition(":")
+    try:
+        if module_name.endswith(".py"):
+            found = importlib.util.spec_from_file_location(Path(module_name).stem, module_name)
+            assert found is not None and found.loader is not None
+            module = importlib.util.module_from_spec(found)
+            sys.modules[found.name] = module
+            found.loader.exec_module(module)
+        else:
+            module = importlib.import_module(module_name)
+        return getattr(module, attribute)
+    except (ImportError, FileNotFoundError, AttributeError) as error:
+        raise ValueError(f"{source!r} must be module:attribute or file.py:attribute, but: {error}") from error
+
+
+def _imported(source: str) -> Make:
+    function = imported(source)
+    takes_factor = "factor" in inspect.signature(function).parameters
+
+    def make(factor: Array, steps: int, task: Task) -> optax.GradientTransformation:
+        return function(steps, factor=factor) if takes_factor else function(steps)
+
+    return make
+
+
+def _learned(source: str, spec: str) -> Make:
+    weights = load_weights(source)
+
+    def make(factor: Array, steps: int, task: Task) -> optax.GradientTransformation:
+        axes = getattr(task, "axes", None) if spec == "inferred" else None
+        alpha = jax.lax.stop_gradient(jnp.asarray(weights.alpha))
+        return unf(weights, spec=axes, learning_rate=cosine(factor * alpha, steps), block_entries=0)
+
+    return make
