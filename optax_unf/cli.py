@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from optax_unf import commands
+from optax_unf.compare.command import run_suite
 
 _COMMANDS = {
     "list": commands.list_weights,
     "meta-train": commands.meta_train,
     "evaluate": commands.evaluate,
     "compare": commands.compare,
+    "suite": run_suite,
     "plot": commands.plot,
 }
 

@@ -124,7 +124,8 @@ def imported(source: str) -> Any:
     try:
         if module_name.endswith(".py"):
             found = importlib.util.spec_from_file_location(Path(module_name).stem, module_name)
-            assert found is not None and found.loader is not None
+            if found is None or found.loader is None:
+                raise ImportError(f"{module_name} is no Python file")
             module = importlib.util.module_from_spec(found)
             sys.modules[found.name] = module
             found.loader.exec_module(module)

@@ -88,7 +88,7 @@ class BatchNorm(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A stem and one residual block of two convolutions for each entry of `features`; all but the first halve places."""
+    """A stem, and a residual block of two convolutions for each of `features`; all but the first halve places."""
 
     features: tuple[int, ...]
     outputs: int

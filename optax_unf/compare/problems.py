@@ -24,7 +24,7 @@ def cross_entropy(logits: Float[Array, "... classes"], labels: Array) -> Float[A
 
 
 def smoothed_cross_entropy(logits: Float[Array, "... classes"], labels: Array) -> Float[Array, "..."]:
-    """Cross-entropy with a tenth of each label spread over all classes, so that no small table is learned to nothing."""
+    """Cross-entropy with a tenth of each label spread over all classes: no small table is learned to nothing."""
     return optax.softmax_cross_entropy(logits, optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), 0.1))
 
 

@@ -19,7 +19,7 @@ def grid(horizon: int) -> tuple[int, ...]:
 
 
 def smoothed(losses: Float[np.ndarray, "*runs steps"]) -> Float[np.ndarray, "*runs points"]:
-    """The mean over the last 20th of the run's steps, or over all so far while these are fewer, at each point of the grid.
+    """The mean over the last 20th of the run's steps, or over all so far while these are fewer, at the grid's points.
 
     Example:
       >>> smoothed(np.linspace(1.0, 0.0, 1000))[[0, -1]].round(3)
@@ -28,7 +28,7 @@ def smoothed(losses: Float[np.ndarray, "*runs steps"]) -> Float[np.ndarray, "*ru
     losses = np.asarray(losses, np.float64)
     steps = losses.shape[-1]
     ends = np.array(grid(steps))
-    window = max(1, math.ceil(_WINDOW * steps))
+    window = _window(steps)
     means = [losses[..., max(0, end - window) : end].mean(-1) for end in ends]
     return np.stack(means, -1)
 
@@ -39,24 +39,22 @@ def final_loss(losses: Float[np.ndarray, "*runs steps"]) -> Float[np.ndarray, "*
     return np.where(np.isfinite(last), last, np.inf)
 
 
-def speed_up(
-    curve: Float[np.ndarray, " points"], baseline: Float[np.ndarray, " points"], steps: tuple[int, ...]
-) -> float:
-    r"""Steps that the baseline needs for the loss both reach, over steps that the optimizer needs.
+def speed_up(curve: Float[np.ndarray, " points"], baseline: Float[np.ndarray, " points"], horizon: int) -> float:
+    """Steps that the baseline needs for the loss both reach, over steps that the optimizer needs.
 
-    With the running minima $m$ of both smoothed curves, the loss both reach is the higher of their last values; the steps
-    to it are interpolated between the points of the grid. A curve against itself gives 1, and swapping both gives the
-    inverse. It lies between 1/20, which a run that diverged has, and 20.
+    The loss both reach is the higher of the minima of both smoothed curves; the steps to it are interpolated between
+    the points of the grid, and an average stands at the middle of its window, so that smoothing delays no curve. A curve
+    against itself gives 1, and swapping both gives the inverse. The result lies between 1/20, which a run that diverged
+    has, and 20.
 
     Args:
       curve: the smoothed losses of a run.
       baseline: those of the baseline.
-      steps: the number of steps of each point.
+      horizon: the steps of both runs.
 
     Example:
-      >>> steps = grid(1000)
-      >>> slow, fast = (np.exp(-np.array(steps) / scale) for scale in (400, 200))
-      >>> round(speed_up(fast, slow, steps), 2), speed_up(slow, slow, steps)
+      >>> slow, fast = (smoothed(np.exp(-np.arange(1000) / scale)) for scale in (400, 200))
+      >>> round(speed_up(fast, slow, 1000), 2), speed_up(slow, slow, 1000)
       (2.0, 1.0)
     """
     if not np.isfinite(curve[-1]):
@@ -65,11 +63,17 @@ def speed_up(
         return CAP
     mine, theirs = np.minimum.accumulate(curve), np.minimum.accumulate(baseline)
     reached = max(mine[-1], theirs[-1])
-    ratio = _steps_to(reached, theirs, steps) / _steps_to(reached, mine, steps)
+    steps = np.array(grid(horizon))
+    middles = steps - np.minimum(steps, _window(horizon)) / 2
+    ratio = _steps_to(reached, theirs, middles) / _steps_to(reached, mine, middles)
     return float(np.clip(ratio, 1 / CAP, CAP))
 
 
-def _steps_to(loss: float, falling: Float[np.ndarray, " points"], steps: tuple[int, ...]) -> float:
+def _window(horizon: int) -> int:
+    return max(1, math.ceil(_WINDOW * horizon))
+
+
+def _steps_to(loss: float, falling: Float[np.ndarray, " points"], steps: Float[np.ndarray, " points"]) -> float:
     """The first number of steps, between points, at which a falling curve is at the loss."""
     end = int(np.argmax(falling <= loss))
     if end == 0:

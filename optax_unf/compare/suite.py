@@ -1,8 +1,8 @@
 """The tasks of the two suites.
 
-*Unseen* tasks give the results: nothing is ever trained on their data, chosen by them, or tuned on them but the baselines'
-rates. *Probe* tasks, on data that meta-training may use, decide between candidates; each has a short and a long horizon.
-Mixers and diffusion are classes of architecture that meta-training leaves out, too.
+*Unseen* tasks give the results: nothing is ever trained on their data, chosen by them, or tuned on them but the rates
+of baselines. *Probe* tasks, on data that meta-training may use, decide between candidates; each has a short and a long
+horizon. Mixers and diffusion are classes of architecture that meta-training leaves out, too.
 
 To add a task, add an entry: a network, data, batch size and horizon.
 """
@@ -93,19 +93,26 @@ _PROBE: Mapping[str, tuple[tuple[int, int], Callable[[], Problem]]] = {
     ),
     "cnn": ((200, 800), lambda: Supervised(CNN((8, 16), (2, 1), 10), fashion(16), batch_size=32, horizon=0)),
     "resnet": ((200, 800), lambda: Supervised(ResNet((8, 8), 10), fashion(16), batch_size=16, horizon=0)),
-    "elman": ((300, 1200), lambda: Supervised(RecurrentLM(news().vocabulary, 32, "elman"), news(), batch_size=16, horizon=0)),
-    "gru": ((300, 1000), lambda: Supervised(RecurrentLM(news().vocabulary, 24, "gru"), news(), batch_size=16, horizon=0)),
+    "elman": (
+        (300, 1200),
+        lambda: Supervised(RecurrentLM(news().vocabulary, 32, "elman"), news(), batch_size=16, horizon=0),
+    ),
+    "gru": (
+        (300, 1000),
+        lambda: Supervised(RecurrentLM(news().vocabulary, 24, "gru"), news(), batch_size=16, horizon=0),
+    ),
     "transformer": (
         (300, 1000),
         lambda: Supervised(TransformerLM(news().vocabulary, blocks=1, fused=True), news(), batch_size=8, horizon=0),
     ),
     "vit": ((300, 1000), lambda: Supervised(ViT(10, blocks=1), fashion(16), batch_size=16, horizon=0)),
-    "teacher": ((500, 3000), lambda: Supervised(MLP((32, 32, 1)), teacher(16, 8), squared_error, batch_size=64, horizon=0)),
+    "teacher": (
+        (500, 3000),
+        lambda: Supervised(MLP((32, 32, 1)), teacher(16, 8), squared_error, batch_size=64, horizon=0),
+    ),
     "physics-informed": (
         (1000, 5000),
-        lambda: PhysicsInformed(
-            MLP((32, 32, 1), "tanh"), poisson, lambda x: jnp.zeros(()), batch_size=64, horizon=0
-        ),
+        lambda: PhysicsInformed(MLP((32, 32, 1), "tanh"), poisson, lambda x: jnp.zeros(()), batch_size=64, horizon=0),
     ),
 }
 

@@ -31,7 +31,7 @@ def sweep(
     known: Records,
     *,
     baselines: Sequence[Contender] = BASELINES,
-    settings: Settings = Settings(),  # noqa: B008 (frozen)
+    settings: Settings = Settings(),
     made: Mapping[str, Any] | None = None,
 ) -> Iterator[Record]:
     """Records of the candidates and of those baselines that have none, task by task, each as soon as it is there.

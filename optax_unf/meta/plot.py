@@ -63,7 +63,7 @@ def plot_run(folder: str | Path) -> "Figure":
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
     steps = [record for record in records if "loss" in record]
     evaluations = [record for record in records if "final_loss" in record]
-    figure = _figure((11, 3.4))
+    figure = new_figure((11, 3.4))
     outer, norm, fresh = figure.subplots(1, 3)
     for axes, name, label in ((outer, "loss", "loss of the truncations (nats)"), (norm, "grad_norm", "gradient norm")):
         x, y = _column(steps, name)
@@ -107,7 +107,7 @@ def plot_comparisons(comparisons: Iterable[Comparison]) -> "Figure":
     comparisons = list(comparisons)
     columns = min(_COLUMNS, len(comparisons))
     rows = math.ceil(len(comparisons) / columns)
-    figure = _figure((5.5 * columns, 4.2 * rows))
+    figure = new_figure((5.5 * columns, 4.2 * rows))
     panels = figure.subplots(rows, columns, squeeze=False).flat
     handles: dict[str, Any] = {}
     for comparison, axes in zip(comparisons, panels, strict=False):
@@ -137,7 +137,12 @@ def plot_comparisons(comparisons: Iterable[Comparison]) -> "Figure":
     return figure
 
 
-def _figure(size: tuple[float, float]) -> "Figure":
+def new_figure(size: tuple[float, float]) -> "Figure":
+    """An empty figure of so many inches.
+
+    Raises:
+      ModuleNotFoundError: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
