@@ -3,7 +3,7 @@
 import functools
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
@@ -93,7 +93,7 @@ def _load(suite: str, name: str, seen: set[str]) -> Task:
     return task
 
 
-def _own_task(source: str) -> Task:
+def _own_task(source: str) -> Any:
     """A task of the user's: an instance, or a class or function that makes one."""
     found = imported(source)
     task = found() if callable(found) else found

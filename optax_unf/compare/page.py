@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 _COLUMNS = 4
 _ABOUT = """\
-Speed-up: steps that a baseline needs for the loss that both reach, over steps taken; geometric mean over tasks and seeds,
-with its standard error over seeds. *Behind* counts tasks slower than Adam at 1e-3; quartiles and the worst task are over
-tuned Adam with a cosine. A cosine, where one is named, ends at zero with the run; its peak is the best of at least seven
-rates on two other seeds, but for Prodigy.
+Speed-up: steps that a baseline needs for the loss that both reach, over steps taken; geometric mean over tasks and
+seeds, with its standard error over seeds. *Behind* counts tasks slower than Adam at 1e-3; quartiles and the worst task
+are over tuned Adam with a cosine. A cosine, where one is named, ends at zero with the run; its peak is the best of at
+least seven rates on two other seeds, but for Prodigy.
 """
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array, Float, PyTree
 
 from optax_unf.compare.contenders import ADAM, Contender
@@ -143,7 +144,7 @@ def _without_constants(function: Callable[[Any], Any], example: Any) -> Callable
     """The compiled function, its constants being arguments: a data set within a program takes long to compile."""
     traced, shape = jax.make_jaxpr(function, return_shape=True)(example)
     tree = jax.tree.structure(shape)
-    program = jax.jit(lambda constants, leaves: jax.core.eval_jaxpr(traced.jaxpr, constants, *leaves))
+    program = jax.jit(lambda constants, leaves: jaxpr_as_fun(ClosedJaxpr(traced.jaxpr, constants))(*leaves))
     return lambda arg: jax.tree.unflatten(tree, program(traced.consts, jax.tree.leaves(arg)))
 
 

@@ -43,9 +43,9 @@ def speed_up(curve: Float[np.ndarray, " points"], baseline: Float[np.ndarray, " 
     """Steps that the baseline needs for the loss both reach, over steps that the optimizer needs.
 
     The loss both reach is the higher of the minima of both smoothed curves; the steps to it are interpolated between
-    the points of the grid, and an average stands at the middle of its window, so that smoothing delays no curve. A curve
-    against itself gives 1, and swapping both gives the inverse. The result lies between 1/20, which a run that diverged
-    has, and 20.
+    the points of the grid, and an average stands at the middle of its window, so that smoothing delays no curve. A
+    curve against itself gives 1, and swapping both gives the inverse. The result lies between 1/20, which a run that
+    diverged has, and 20.
 
     Args:
       curve: the smoothed losses of a run.
