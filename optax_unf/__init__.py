@@ -15,9 +15,9 @@ from optax_unf.optimizer import unf as unf
 from optax_unf.read_spec import make_spec as make_spec
 from optax_unf.spec import PermutationSpec as PermutationSpec
 from optax_unf.transfer import transfer_weights as transfer_weights
+from optax_unf.weight_files import list_pretrained as list_pretrained
+from optax_unf.weight_files import load_card as load_card
+from optax_unf.weight_files import load_weights as load_weights
+from optax_unf.weight_files import save_weights as save_weights
 from optax_unf.weights import MetaWeights as MetaWeights
 from optax_unf.weights import init_weights as init_weights
-from optax_unf.weights import list_pretrained as list_pretrained
-from optax_unf.weights import load_card as load_card
-from optax_unf.weights import load_weights as load_weights
-from optax_unf.weights import save_weights as save_weights

@@ -25,7 +25,8 @@ from optax_unf.paths import leaves_by_path, show_path
 from optax_unf.restrict import restrict
 from optax_unf.sharding import propagated, replicated
 from optax_unf.spec import PermutationSpec
-from optax_unf.weights import MetaWeights, check_fits, load_weights
+from optax_unf.weight_files import load_weights
+from optax_unf.weights import MetaWeights, check_fits
 
 Weights: TypeAlias = MetaWeights | str | Path
 Spec: TypeAlias = PermutationSpec | Inferred | PyTree | None
