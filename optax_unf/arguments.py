@@ -33,6 +33,12 @@ def check_real(tree: PyTree, what: str) -> None:
                 f"The learned optimizer needs arrays, but the {what} {show_path(path)} is {x!r}. Leave it out, as with "
                 f"equinox.filter(model, equinox.is_inexact_array)."
             )
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            raise TypeError(
+                f"The learned optimizer needs real floating-point leaves, but the {what} {show_path(path)} is {dtype}. "
+                f"Wrap the optimizer: optax.contrib.split_real_and_imaginary(optax_unf.unf(weights, spec=...)), with "
+                f"the spec of the model as it is."
+            )
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
                 f"The learned optimizer needs real floating-point leaves, but the {what} {show_path(path)} is {dtype}. "

@@ -32,13 +32,18 @@ class PermutationSpec:
     Attributes:
       leaves: one `LeafSpec` per leaf, sorted by path, so that the order does not depend on the container.
       io: names that touch the data or the outputs: permuting them leaves a network as it is only if those permute
-        along. Known for specs that `infer_spec` made with `io="permute"`.
-      notes: what `infer_spec` found: `(path, why an axis is fixed, or that the leaf is not used)`. Neither `io` nor
-        `notes` makes specs different.
+        along. Known for specs that `infer_spec` made with `io="permute"`, as the next two for their modes.
+      noise: names of axes along which random numbers are drawn: they leave a network as it is in distribution, not for
+        one key.
+      spatial: names of spatial axes of kernels.
+      notes: what `infer_spec` found: `(path, why an axis is fixed, or that the leaf is not used)`. Nothing but `leaves`
+        makes specs different.
     """
 
     leaves: tuple[LeafSpec, ...]
     io: tuple[Name, ...] = dataclasses.field(default=(), compare=False)
+    noise: tuple[Name, ...] = dataclasses.field(default=(), compare=False)
+    spatial: tuple[Name, ...] = dataclasses.field(default=(), compare=False)
     notes: tuple[tuple[str, str], ...] = dataclasses.field(default=(), compare=False)
 
     @property
@@ -186,9 +191,10 @@ def _table(spec: PermutationSpec) -> str:
         for index, axis in enumerate(leaf.axes):
             for name in names_of(axis):
                 used[name].append(f"{leaf.path or '(bare array)'}[{index}]")
+    let_in = {"data or output": spec.io, "random draws": spec.noise, "spatial": spec.spatial}
     names = [("name", "size", "acts on")]
     names += [
-        (repr(name), str(size), ", ".join(used[name]) + ("; data or output" if name in spec.io else ""))
+        (repr(name), str(size), "; ".join([", ".join(used[name]), *(why for why in let_in if name in let_in[why])]))
         for name, size in spec.sizes.items()
     ]
     return _columns(rows) + "\n\n" + _columns(names)
