@@ -18,9 +18,7 @@ def joined(params: PyTree) -> PyTree:
     """The parameters of the model: the type of a complex array in the place of each pair."""
     if not any(map(_is_pair, jax.tree.leaves(params, is_leaf=_is_pair))):
         return params
-    return jax.tree.map(
-        lambda x: jax.eval_shape(jax.lax.complex, *x) if _is_pair(x) else x, params, is_leaf=_is_pair
-    )
+    return jax.tree.map(lambda x: jax.eval_shape(jax.lax.complex, *x) if _is_pair(x) else x, params, is_leaf=_is_pair)
 
 
 def of_pairs(spec: PermutationSpec, params: PyTree) -> PermutationSpec:

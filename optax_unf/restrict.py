@@ -20,9 +20,9 @@ def restrict(spec: PermutationSpec | PyTree | None, params: PyTree) -> Permutati
       params: the leaves that are there.
 
     Returns:
-      The spec without the leaves that `params` lacks; a `PermutationSpec` as that of pairs, where
-      `optax.contrib.split_real_and_imaginary` made some of complex leaves. What `params` has and the spec lacks is not looked for: using
-      the spec with `params` raises an error for it.
+      The spec without the leaves that `params` lacks; of a `PermutationSpec`, a leaf that is a pair in `params` becomes
+      two (see `of_pairs`). What `params` has and the spec lacks is not looked for: using the spec with `params` raises
+      an error for it.
 
     Example:
       >>> import jax.numpy as jnp

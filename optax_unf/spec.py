@@ -15,6 +15,7 @@ from jaxtyping import Array, Int, PyTree
 from optax_unf.axes import Name, names_of
 from optax_unf.leaf import LeafSpec, join_blocks, split_blocks
 from optax_unf.paths import leaves_by_path, show_path
+from optax_unf.sharding import propagated
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -114,21 +115,27 @@ class PermutationSpec:
           True
         """
         _check_permutation(self.sizes, permutation)
-        permuted = []
-        for leaf, x in zip(self.leaves, self.flatten(tree), strict=True):
+        leaves = self.flatten(tree)
+        for leaf, x in zip(self.leaves, leaves, strict=True):
             shape = jnp.shape(x)
             if shape[: len(leaf.shape)] != leaf.shape:
                 raise ValueError(
                     f"Leaf {show_path(leaf.path)} must have a shape that starts with {leaf.shape}, as in the "
                     f"spec, but has {shape}."
                 )
+        (permuted,) = propagated(self._permuted)(leaves, permutation=permutation)
+        return self.unflatten(permuted, like=tree)
+
+    def _permuted(self, leaves: list[Array], permutation: Permutation) -> tuple[list[Array]]:
+        permuted = []
+        for leaf, x in zip(self.leaves, leaves, strict=True):
             blocks = split_blocks(x, leaf)
             for k, block in enumerate(leaf.blocks):
                 for axis, (name, _) in enumerate(block.factors):
                     if name is not None:
                         blocks[k] = jnp.take(blocks[k], permutation[name], axis=axis)
             permuted.append(join_blocks(blocks, leaf))
-        return self.unflatten(permuted, like=tree)
+        return (permuted,)
 
     def __str__(self) -> str:
         return _table(self)

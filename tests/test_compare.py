@@ -187,7 +187,7 @@ def test_the_figure_has_a_panel_for_each_task(tmp_path):
 
 
 def test_a_figure_of_nothing_is_an_error():
-    with pytest.raises(ValueError, match="at least one comparison, .* but there are none. compare_optimizers"):
+    with pytest.raises(ValueError, match=r"at least one comparison, .* but there are none. compare_optimizers"):
         plot_comparisons([])
     whole, empty = Comparison("one", "", 60, 2, (result("UNF", (0.5,)),), MADE), Comparison("two", "", 60, 2, (), MADE)
     with pytest.raises(ValueError, match="results in each, but there are 1 of one, 0 of two"):

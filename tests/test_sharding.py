@@ -62,6 +62,15 @@ def test_an_explicit_mesh_of_one_device():
         np.testing.assert_allclose(x, expected[path], rtol=1e-5)
 
 
+@pytest.mark.parametrize("loss", ["mapped", "resharded", "contracted"])
+@pytest.mark.parametrize("how", ["jit", "eager"])
+def test_specs_are_inferred_on_an_explicit_mesh(found, loss, how):
+    (down, up), same_sharding = found["inferred"][f"{loss} {how}"]
+    assert down == ["down:0", "down:1"]
+    assert up[1] == "down:0"
+    assert same_sharding
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_no_leaf_is_gathered(found, case):
     assert found["gather"]["moved"] == 256 * 128

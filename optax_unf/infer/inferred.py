@@ -55,8 +55,8 @@ class Inferred:
     ) -> None:
         if not callable(fn):
             raise TypeError(
-                f"Inferred needs a function of the parameters and its other arguments, but got {fn!r}. Write "
-                f"Inferred(loss, batch)."
+                f"Inferred needs a function of the parameters, and then its other arguments, but got a "
+                f"{type(fn).__name__} first. Write Inferred(loss, batch)."
             )
         for name, mode in {"io": io, "spatial": spatial, "noise": noise}.items():
             if mode not in get_args(Mode):
