@@ -24,8 +24,8 @@ def make_params(seed=1):
     return {"a": a, "b": {"kernel": b, "scale": draw(2)}}
 
 
-def loss(params):
-    y = jnp.tanh(X @ params["a"]) @ params["b"]["kernel"] * params["b"]["scale"]
+def loss(params, x=X):
+    y = jnp.tanh(x @ params["a"]) @ params["b"]["kernel"] * params["b"]["scale"]
     return jnp.mean(jnp.abs(y) ** 2)
 
 
@@ -53,8 +53,8 @@ def step(tx):
 SPECS = {
     "names": lambda: AXES,
     "spec": lambda: make_spec(AXES, make_params()),
-    "inferred before": lambda: infer_spec(loss, make_params(), io="permute"),
-    "inferred": lambda: Inferred(loss),
+    "inferred before": lambda: infer_spec(loss, make_params(), X, io="permute"),
+    "inferred": lambda: Inferred(loss, X),
     "names of halves": halved_axes,
     "spec of halves": lambda: make_spec(halved_axes(), halves(make_params())),
 }
@@ -74,8 +74,8 @@ def test_a_spec_of_the_model_serves_for_its_halves(kind, coefficients):
 
 
 def test_the_update_commutes_with_the_group():
-    spec, params = infer_spec(loss, make_params(), io="permute"), make_params()
-    check_spec(loss, spec, params, key=jax.random.key(0))
+    spec, params = infer_spec(loss, make_params(), X, io="permute"), make_params()
+    check_spec(loss, spec, params, X, key=jax.random.key(0))
     tx = optax.contrib.split_real_and_imaginary(unf(make_weights(), spec=spec))
     g = spec.random_permutation(jax.random.key(1))
     grads = make_params(2)
@@ -100,7 +100,7 @@ def test_a_bare_complex_array():
 
 def test_parts_of_a_complex_model():
     mask = {"a": True, "b": {"kernel": False, "scale": True}}
-    for spec in (AXES, infer_spec(loss, make_params(), io="permute")):
+    for spec in (AXES, infer_spec(loss, make_params(), X, io="permute")):
         tx = optax.contrib.split_real_and_imaginary(optax.masked(unf(make_weights(), spec=spec), mask))
         updates = step(tx)
         chex.assert_trees_all_equal(updates["b"]["kernel"], jnp.conj(jax.grad(loss)(make_params())["b"]["kernel"]))
@@ -130,6 +130,6 @@ def test_complex_leaves_without_the_wrapper_get_an_error_that_names_it(what):
 def test_precision_is_that_of_the_model(dtype):
     with jax.enable_x64(dtype == "complex128"):
         params = jax.tree.map(lambda x: x.astype(dtype) if jnp.iscomplexobj(x) else x, make_params())
-        tx = optax.contrib.split_real_and_imaginary(unf(make_weights(), spec=Inferred(loss)))
+        tx = optax.contrib.split_real_and_imaginary(unf(make_weights(), spec=Inferred(loss, X)))
         updates = jax.eval_shape(lambda: tx.update(params, tx.init(params), params)[0])
         assert updates["a"].dtype == dtype
