@@ -47,7 +47,7 @@ class MetaWeights:
         """What the step after `count` others is multiplied by: 1 unless the architecture has a warm-up."""
         if not self.config.step_warmup:
             return jnp.float32(1.0)
-        return -jnp.expm1(-(jnp.float32(1.0) + count) / jnp.exp(self.theta["log_step_warmup"]))
+        return -jnp.expm1(-(1.0 + jnp.asarray(count, jnp.float32)) / jnp.exp(self.theta["log_step_warmup"]))
 
 
 def init_weights(config: OptimizerConfig, spec: PermutationSpec, key: Array) -> MetaWeights:
