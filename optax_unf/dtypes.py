@@ -12,3 +12,8 @@ def at_least_float32(*dtypes: DTypeLike) -> jnp.dtype:
       dtype('float32')
     """
     return jnp.dtype(jnp.float64 if any(jnp.finfo(dtype).bits > 32 for dtype in dtypes) else jnp.float32)
+
+
+def is_signed_float(dtype: DTypeLike) -> bool:
+    """Whether a type is of real floating-point numbers of either sign, which scales (float8_e8m0fnu) are not."""
+    return bool(jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).min < 0)

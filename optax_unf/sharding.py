@@ -46,6 +46,7 @@ def placements(trees: PyTree) -> PyTree:
 
 
 def _placement(x: Any) -> NamedSharding | None:
-    concrete = isinstance(x, jax.Array) and not isinstance(x, Tracer)
-    spread = concrete and isinstance(x.sharding, NamedSharding)
-    return x.sharding if spread and AxisType.Explicit not in x.sharding.mesh.axis_types else None
+    sharding = x.sharding if isinstance(x, jax.Array) and not isinstance(x, Tracer) else None
+    if isinstance(sharding, NamedSharding) and AxisType.Explicit not in sharding.mesh.axis_types:
+        return sharding
+    return None

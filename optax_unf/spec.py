@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
@@ -67,7 +67,7 @@ class PermutationSpec:
         _check_paths(self.paths, found, what)
         return [found[path] for path in self.paths]
 
-    def unflatten(self, leaves: list[Any], like: PyTree) -> PyTree:
+    def unflatten(self, leaves: Sequence[Any], like: PyTree) -> PyTree:
         """The inverse of `flatten`: a tree with the structure of `like`."""
         by_path = dict(zip(self.paths, leaves, strict=True))
         found = leaves_by_path(like)

@@ -88,12 +88,14 @@ def sharded(head, layout, kind, expected):
     tx = make(head)
     state, step = tx.init(params), stepper(tx)
     before = differently_sharded(params, state, shardings)
+    outside = differently_sharded(*tx.update(grads, state, params), shardings) if head == "deepsets" else []
     text = step.lower(params, state, grads).compile().as_text()
     for _ in range(2):
         params, state = step(params, state, grads)
     return {
         "difference": difference((params, state), expected),
         "differently sharded": [before, differently_sharded(params, state, shardings)],
+        "differently sharded outside of jit": outside,
         "replicated": [path for path in AXES if path not in specs],
         "programs": step._cache_size(),
         "moved": largest_moved(text),

@@ -43,6 +43,10 @@ def test_the_state_is_sharded_like_the_parameters(found, case):
     assert set(after) <= set(found[case]["replicated"])
 
 
+def test_outside_of_jit_all_leaves_keep_their_shardings(found):
+    assert found["deepsets rows auto"]["differently sharded outside of jit"] == []
+
+
 @pytest.mark.parametrize("case", ["deepsets rows auto", "tied both explicit"])
 def test_a_second_step_is_not_compiled_anew(found, case):
     assert found[case]["programs"] == 1
