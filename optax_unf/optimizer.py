@@ -64,7 +64,8 @@ def scale_by_unf(
 
     without the step size alpha and its sign: see `unf`. Weights with a warm-up (`OptimizerConfig.step_warmup`) multiply
     it by 1 - exp(-t / tau), t being the number of the update. It is a pure function of the weights, so that `jax.vmap`
-    and `jax.grad` over them work. Features are computed in float32, or in float64 where a parameter is.
+    and `jax.grad` over them work. Features are computed in float32, or in float64 where a parameter is. Outside of
+    `jax.jit` too, an update is one compiled program.
 
     A gradient that is not finite makes the update not finite, and enters the momenta: wrap the optimizer in
     `optax.apply_if_finite`, which then drops the step and keeps the old state.
@@ -74,7 +75,8 @@ def scale_by_unf(
       spec: a `PermutationSpec`, the nested tuples of names that `make_spec` takes, or `Inferred(loss, *args)`, which
         infers it from a function. By default the weights' own
         where they belong to one weight space, else a name of its own for every axis. A spec of a whole model also
-        serves for a part of it, such as `optax.masked` and `optax.partition` pass on.
+        serves for a part of it, such as `optax.masked` and `optax.partition` pass on, and for the halves of complex
+        leaves, under `optax.contrib.split_real_and_imaginary`.
       accumulator_dtype: of the momenta. By default that of the parameter, but at least float32: an average at decay
         0.9999 does not move in bfloat16. Mean squares stay at least float32. Give it as a string, `"bfloat16"`, where
         `optax.inject_hyperparams` would take a type for a schedule.

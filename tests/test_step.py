@@ -1,7 +1,6 @@
 """A step outside of jit: one program, kept as long as it is of use, as fast as others' steps."""
 
 import gc
-import statistics
 import time
 import weakref
 
@@ -37,7 +36,8 @@ def test_a_step_outside_of_jit_takes_at_most_five_times_adams(head):
     for name, tx in {"ours": unf(weights_of(head), spec=AXES), "adam": optax.adam(1e-3)}.items():
         found[name] = (tx.update, make_params(1), tx.init(params), params)
     times = [{name: milliseconds(*call) for name, call in found.items()} for _ in range(12)][2:]
-    ours, adam = (statistics.median(t[name] for t in times) for name in ("ours", "adam"))
+    # The fastest, since tests beside this one slow some down.
+    ours, adam = (min(t[name] for t in times) for name in ("ours", "adam"))
     assert ours < 5 * adam
 
 
