@@ -33,7 +33,7 @@ def of_pairs(spec: PermutationSpec, params: PyTree) -> PermutationSpec:
       >>> tx = optax.contrib.split_real_and_imaginary(optax.trace(0.9))
       >>> pairs = tx.init(params).inner_state.trace
       >>> [(leaf.path, leaf.axes) for leaf in of_pairs(make_spec({"w": ("out", "in")}, params), pairs).leaves]
-      [('w/real', ('out', 'in')), ('w/imaginary', ('out', 'in'))]
+      [('w/imaginary', ('out', 'in')), ('w/real', ('out', 'in'))]
     """
     model = joined(params)
     if model is params:
