@@ -1,5 +1,8 @@
 """Learned optimizers built from universal neural functionals, as optax transformations."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from optax_unf import nn as nn
 from optax_unf import tasks as tasks
 from optax_unf.axes import Concat as Concat
@@ -15,9 +18,26 @@ from optax_unf.optimizer import unf as unf
 from optax_unf.read_spec import make_spec as make_spec
 from optax_unf.spec import PermutationSpec as PermutationSpec
 from optax_unf.transfer import transfer_weights as transfer_weights
+from optax_unf.weight_files import list_pretrained as list_pretrained
+from optax_unf.weight_files import load_card as load_card
+from optax_unf.weight_files import load_weights as load_weights
+from optax_unf.weight_files import save_weights as save_weights
 from optax_unf.weights import MetaWeights as MetaWeights
 from optax_unf.weights import init_weights as init_weights
-from optax_unf.weights import list_pretrained as list_pretrained
-from optax_unf.weights import load_card as load_card
-from optax_unf.weights import load_weights as load_weights
-from optax_unf.weights import save_weights as save_weights
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from optax_unf import commands as commands
+    from optax_unf import meta as meta
+else:
+    # They need packages that training with an optimizer does not.
+    _ON_DEMAND = ("commands", "meta")
+
+    def __getattr__(name: str) -> Any:
+        if name in _ON_DEMAND:
+            return importlib.import_module(f"optax_unf.{name}")
+        raise AttributeError(f"module 'optax_unf' has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_ON_DEMAND})

@@ -8,6 +8,7 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
+from optax_unf.dtypes import is_signed_float
 from optax_unf.paths import leaves_by_path, show_path
 from optax_unf.spec import PermutationSpec
 
@@ -33,10 +34,16 @@ def check_real(tree: PyTree, what: str) -> None:
                 f"The learned optimizer needs arrays, but the {what} {show_path(path)} is {x!r}. Leave it out, as with "
                 f"equinox.filter(model, equinox.is_inexact_array)."
             )
-        if not jnp.issubdtype(dtype, jnp.floating):
+        if jnp.issubdtype(dtype, jnp.complexfloating):
             raise TypeError(
                 f"The learned optimizer needs real floating-point leaves, but the {what} {show_path(path)} is {dtype}. "
-                f"Leave it out with optax.masked or optax.partition."
+                f"Wrap the optimizer: optax.contrib.split_real_and_imaginary(optax_unf.unf(weights, spec=...)), with "
+                f"the spec of the model as it is."
+            )
+        if not is_signed_float(dtype):
+            raise TypeError(
+                f"The learned optimizer needs real floating-point leaves of either sign, but the {what} "
+                f"{show_path(path)} is {dtype}. Leave it out with optax.masked or optax.partition."
             )
 
 
@@ -65,8 +72,10 @@ def check_accumulator(dtype: DTypeLike | None) -> None:
         known = jnp.dtype(dtype)
     except TypeError:
         known = None
-    if known is None or not jnp.issubdtype(known, jnp.floating):
-        raise TypeError(f"accumulator_dtype must be real floating-point, such as 'float32', but is {dtype!r}.")
+    if known is None or not is_signed_float(known):
+        raise TypeError(
+            f"accumulator_dtype must be real floating-point of either sign, such as 'float32', but is {dtype!r}."
+        )
 
 
 def check_block_entries(entries: int | None) -> None:

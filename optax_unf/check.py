@@ -62,7 +62,8 @@ def check_spec(
       rtol: how large a change is accepted, relative to the largest entry of an output (or to `rtol`, where all
         entries are smaller). By default the square root of
         the coarsest floating-point precision that occurs in fn: 1.5e-8 in float64, 3e-4 in float32.
-      skip: names not to permute. By default those in `spec.io`, which stand for inputs and outputs of fn.
+      skip: names not to permute. By default those that a mode of `infer_spec` let in although fn changes under them, in
+        `spec.io`, `spec.noise` and `spec.spatial`.
       perturb: whether to multiply every parameter by exp(noise / 4) and to replace zeros by |noise| / 10, with unit
         normal noise. Parameters keep their signs. Without it, biases that are all zeros and scales that are all ones
         hide what permuting them would change.
@@ -88,7 +89,7 @@ def check_spec(
     spec = resolved(spec, params)
     if trials < 1:
         raise ValueError(f"The argument trials must be at least 1, but is {trials}.")
-    skipped = set(spec.io if skip is None else skip)
+    skipped = {*spec.io, *spec.noise, *spec.spatial} if skip is None else set(skip)
     if not skipped <= set(spec.sizes):
         raise ValueError(
             f"The argument skip must have names of the spec, but has {_listed(skipped - set(spec.sizes))}; the spec "

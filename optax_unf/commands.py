@@ -21,7 +21,8 @@ from optax_unf.options import RunOptions, StageOptions, run_config
 from optax_unf.replaced import replaced, write_text
 from optax_unf.tasks.task import task_spec
 from optax_unf.transfer import transfer_weights
-from optax_unf.weights import MetaWeights, check_fits, list_pretrained, load_card, load_weights, save_weights
+from optax_unf.weight_files import list_pretrained, load_card, load_weights, save_weights
+from optax_unf.weights import MetaWeights, check_fits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,7 +1,6 @@
 """Eq. 31 as optax transformations."""
 
 import functools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -18,14 +17,16 @@ from optax_unf.arguments import (
     check_real,
     flatten_checked,
 )
-from optax_unf.evaluate import default_block_entries, evaluate
-from optax_unf.features import DECAYS, encode_step, noise_squares, scale_by_time
+from optax_unf.dtypes import at_least_float32
+from optax_unf.features import DECAYS
 from optax_unf.infer import Inferred, resolved
 from optax_unf.paths import leaves_by_path, show_path
 from optax_unf.restrict import restrict
-from optax_unf.sharding import propagated, replicated
+from optax_unf.sharding import replicated
 from optax_unf.spec import PermutationSpec
-from optax_unf.weights import MetaWeights, check_fits, load_weights
+from optax_unf.step import next_count, step
+from optax_unf.weight_files import load_weights
+from optax_unf.weights import MetaWeights, check_fits
 
 Weights: TypeAlias = MetaWeights | str | Path
 Spec: TypeAlias = PermutationSpec | Inferred | PyTree | None
@@ -63,7 +64,8 @@ def scale_by_unf(
 
     without the step size alpha and its sign: see `unf`. Weights with a warm-up (`OptimizerConfig.step_warmup`) multiply
     it by 1 - exp(-t / tau), t being the number of the update. It is a pure function of the weights, so that `jax.vmap`
-    and `jax.grad` over them work. Features are computed in float32, or in float64 where a parameter is.
+    and `jax.grad` over them work. Features are computed in float32, or in float64 where a parameter is. Outside of
+    `jax.jit` too, an update is one compiled program.
 
     A gradient that is not finite makes the update not finite, and enters the momenta: wrap the optimizer in
     `optax.apply_if_finite`, which then drops the step and keeps the old state.
@@ -73,7 +75,8 @@ def scale_by_unf(
       spec: a `PermutationSpec`, the nested tuples of names that `make_spec` takes, or `Inferred(loss, *args)`, which
         infers it from a function. By default the weights' own
         where they belong to one weight space, else a name of its own for every axis. A spec of a whole model also
-        serves for a part of it, such as `optax.masked` and `optax.partition` pass on.
+        serves for a part of it, such as `optax.masked` and `optax.partition` pass on, and for the halves of complex
+        leaves, under `optax.contrib.split_real_and_imaginary`.
       accumulator_dtype: of the momenta. By default that of the parameter, but at least float32: an average at decay
         0.9999 does not move in bfloat16. Mean squares stay at least float32. Give it as a string, `"bfloat16"`, where
         `optax.inject_hyperparams` would take a type for a schedule.
@@ -107,7 +110,7 @@ def scale_by_unf(
     check_block_entries(block_entries)
     zero = functools.partial(_zero_momentum, dtype=accumulator_dtype)
     # In a narrower type squares would overflow, and their average at decay 0.999 stand still.
-    squares_dtype = None if accumulator_dtype is None else jnp.promote_types(accumulator_dtype, jnp.float32)
+    squares_dtype = None if accumulator_dtype is None else at_least_float32(accumulator_dtype)
     zero_square = functools.partial(_zero_momentum, dtype=squares_dtype)
 
     def init(params: optax.Params) -> ScaleByUNFState:
@@ -137,18 +140,19 @@ def scale_by_unf(
             )
         space = _weight_space(weights, spec, params)
         if not space.leaves:
-            return updates, state._replace(count=_next(state.count))
-        step = propagated(functools.partial(_direction, space=space, block_entries=block_entries))
-        direction, momenta, squares = step(
+            return updates, state._replace(count=next_count(state.count))
+        direction, momenta, squares, count = step(
             space.flatten(params, "parameters"),
             [flatten_checked(space, tree, "momenta") for tree in state.momenta],
             None if state.squares is None else flatten_checked(space, state.squares, "squares"),
+            state.count,
             grads=flatten_checked(space, updates, "gradients"),
-            count=state.count,
             weights=weights,
+            space=space,
+            block_entries=block_entries,
         )
         return space.unflatten(direction, like=updates), ScaleByUNFState(
-            _next(state.count),
+            count,
             tuple(space.unflatten(m, like=tree) for m, tree in zip(momenta, state.momenta, strict=True)),
             None if squares is None else space.unflatten(squares, like=state.squares),
         )
@@ -199,11 +203,11 @@ def unf(
         weights = load_weights(weights)
     check_learning_rate(learning_rate)
     if learning_rate is None:
-        step = optax.stateless(functools.partial(_descend, weights.alpha))
+        scale = optax.stateless(functools.partial(_descend, weights.alpha))
     else:
-        step = optax.scale_by_learning_rate(learning_rate)
+        scale = optax.scale_by_learning_rate(learning_rate)
     return optax.chain(
-        scale_by_unf(weights, spec=spec, accumulator_dtype=accumulator_dtype, block_entries=block_entries), step
+        scale_by_unf(weights, spec=spec, accumulator_dtype=accumulator_dtype, block_entries=block_entries), scale
     )
 
 
@@ -211,58 +215,6 @@ def _descend(alpha: Float[Array, ""], direction: optax.Updates, params: optax.Pa
     del params
     # alpha is float32, and would promote the updates of narrower parameters.
     return jax.tree.map(lambda d: -alpha.astype(d.dtype) * d, direction)
-
-
-def _direction(
-    params: Sequence[Array],
-    momenta: Sequence[Sequence[Array]],
-    squares: Sequence[Array] | None,
-    *,
-    grads: Sequence[Array],
-    count: Int[Array, ""],
-    weights: MetaWeights,
-    space: PermutationSpec,
-    block_entries: int | None,
-) -> tuple[list[Array], list[list[Array]], list[Array] | None]:
-    """The direction, the new momenta and the new squares, leaf by leaf in the order of the spec.
-
-    They have the dtypes of the parameters, of the momenta and of the squares.
-    """
-    # Leaves may be numpy arrays and plain numbers.
-    params, grads = list(map(jnp.asarray, params)), list(map(jnp.asarray, grads))
-    dtype = jnp.result_type(jnp.float32, *params)
-    # Behind the barrier, no decay is a constant to the compiler: it would turn 0.5 m + 0.5 g into 0.5 (m + g), compute
-    # that twice, and keep a copy of m for it. Each decay has an array of its own, not a place in a common one, so that
-    # all momenta of a shape have the same code, which is compiled once.
-    decays = [jnp.asarray(d, dtype) for d in (weights.gamma_0, *DECAYS)]
-    shares = [tuple(x) for x in jax.lax.optimization_barrier([jnp.stack([d, 1.0 - d]) for d in decays])]
-    config = weights.config
-    if block_entries is None:
-        block_entries = default_block_entries()
-    if squares is not None:
-        pairs = [scale_by_time(g.astype(dtype), v.astype(dtype), count) for g, v in zip(grads, squares, strict=True)]
-        grads, squares = [g for g, _ in pairs], _cast([v for _, v in pairs], squares)
-    known = noise_squares(count, dtype) if config.scales_entries else None
-    # Leaves stay apart: side by side in one array, they would lose their shardings.
-    new = [
-        _cast([d * m.astype(dtype) + rest * grad.astype(dtype) for (d, rest), m in zip(shares, old, strict=True)], old)
-        for grad, *old in zip(grads, *momenta, strict=True)
-    ]
-    direction = [after[0].astype(dtype) for after in new]
-    if config.head != "none":
-        channels = [[param, grad, *after[1:]] for param, grad, after in zip(params, grads, new, strict=True)]
-        network, step = weights.theta["network"], encode_step(count)
-        learned = evaluate(config, space, network, channels, known, step, block_entries, dtype)
-        beta = weights.theta["beta"].astype(dtype)
-        direction = [m + beta * f for m, f in zip(direction, learned, strict=True)]
-    if config.step_warmup:
-        factor = weights.warmup(count).astype(dtype)
-        direction = [factor * d for d in direction]
-    return _cast(direction, params), [list(trees) for trees in zip(*new, strict=True)], squares
-
-
-def _cast(leaves: Sequence[Array], like: Sequence[Array]) -> list[Array]:
-    return [x.astype(jnp.result_type(y)) for x, y in zip(leaves, like, strict=True)]
 
 
 def _weight_space(weights: MetaWeights, spec: Spec, params: PyTree) -> PermutationSpec:
@@ -300,8 +252,4 @@ def _checked_state(state: optax.OptState) -> ScaleByUNFState:
 
 def _zero_momentum(x: Array, dtype: DTypeLike | None) -> Array:
     # zeros_like keeps the sharding.
-    return jnp.zeros_like(x, dtype or jnp.promote_types(jnp.result_type(x), jnp.float32))
-
-
-def _next(count: Int[Array, ""]) -> Int[Array, ""]:
-    return jnp.asarray(optax.safe_increment(count))
+    return jnp.zeros_like(x, dtype or at_least_float32(jnp.result_type(x)))

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from jaxtyping import PyTree
 
+from optax_unf.pairs import of_pairs
 from optax_unf.paths import leaves_by_path
 from optax_unf.spec import PermutationSpec
 
@@ -19,8 +20,9 @@ def restrict(spec: PermutationSpec | PyTree | None, params: PyTree) -> Permutati
       params: the leaves that are there.
 
     Returns:
-      The spec without the leaves that `params` lacks. What `params` has and the spec lacks is not looked for: using
-      the spec with `params` raises an error for it.
+      The spec without the leaves that `params` lacks; of a `PermutationSpec`, a leaf that is a pair in `params` becomes
+      two (see `of_pairs`). What `params` has and the spec lacks is not looked for: using the spec with `params` raises
+      an error for it.
 
     Example:
       >>> import jax.numpy as jnp
@@ -32,7 +34,7 @@ def restrict(spec: PermutationSpec | PyTree | None, params: PyTree) -> Permutati
     """
     if isinstance(spec, PermutationSpec):
         found = leaves_by_path(params)
-        return PermutationSpec(tuple(leaf for leaf in spec.leaves if leaf.path in found))
+        return PermutationSpec(tuple(leaf for leaf in of_pairs(spec, params).leaves if leaf.path in found))
     return _restrict_names(spec, params)
 
 

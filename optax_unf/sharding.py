@@ -37,3 +37,16 @@ def replicated(x: Array, beside: PyTree) -> Array:
         if concrete and isinstance(leaf.sharding, NamedSharding):
             return jax.device_put(x, NamedSharding(leaf.sharding.mesh, PartitionSpec()))
     return x
+
+
+def placements(trees: PyTree) -> PyTree:
+    """How arrays are spread over devices, where no type says it; `None` where there is nothing to say."""
+    found = jax.tree.map(_placement, trees)
+    return found if jax.tree.leaves(found) else None
+
+
+def _placement(x: Any) -> NamedSharding | None:
+    sharding = x.sharding if isinstance(x, jax.Array) and not isinstance(x, Tracer) else None
+    if isinstance(sharding, NamedSharding) and AxisType.Explicit not in sharding.mesh.axis_types:
+        return sharding
+    return None

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
@@ -15,6 +15,7 @@ from jaxtyping import Array, Int, PyTree
 from optax_unf.axes import Name, names_of
 from optax_unf.leaf import LeafSpec, join_blocks, split_blocks
 from optax_unf.paths import leaves_by_path, show_path
+from optax_unf.sharding import propagated
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,13 +33,18 @@ class PermutationSpec:
     Attributes:
       leaves: one `LeafSpec` per leaf, sorted by path, so that the order does not depend on the container.
       io: names that touch the data or the outputs: permuting them leaves a network as it is only if those permute
-        along. Known for specs that `infer_spec` made with `io="permute"`.
-      notes: what `infer_spec` found: `(path, why an axis is fixed, or that the leaf is not used)`. Neither `io` nor
-        `notes` makes specs different.
+        along. Known for specs that `infer_spec` made with `io="permute"`, as the next two for their modes.
+      noise: names of axes along which random numbers are drawn: they leave a network as it is in distribution, not for
+        one key.
+      spatial: names of spatial axes of kernels.
+      notes: what `infer_spec` found: `(path, why an axis is fixed, or that the leaf is not used)`. Nothing but `leaves`
+        makes specs different.
     """
 
     leaves: tuple[LeafSpec, ...]
     io: tuple[Name, ...] = dataclasses.field(default=(), compare=False)
+    noise: tuple[Name, ...] = dataclasses.field(default=(), compare=False)
+    spatial: tuple[Name, ...] = dataclasses.field(default=(), compare=False)
     notes: tuple[tuple[str, str], ...] = dataclasses.field(default=(), compare=False)
 
     @property
@@ -61,7 +67,7 @@ class PermutationSpec:
         _check_paths(self.paths, found, what)
         return [found[path] for path in self.paths]
 
-    def unflatten(self, leaves: list[Any], like: PyTree) -> PyTree:
+    def unflatten(self, leaves: Sequence[Any], like: PyTree) -> PyTree:
         """The inverse of `flatten`: a tree with the structure of `like`."""
         by_path = dict(zip(self.paths, leaves, strict=True))
         found = leaves_by_path(like)
@@ -109,21 +115,27 @@ class PermutationSpec:
           True
         """
         _check_permutation(self.sizes, permutation)
-        permuted = []
-        for leaf, x in zip(self.leaves, self.flatten(tree), strict=True):
+        leaves = self.flatten(tree)
+        for leaf, x in zip(self.leaves, leaves, strict=True):
             shape = jnp.shape(x)
             if shape[: len(leaf.shape)] != leaf.shape:
                 raise ValueError(
                     f"Leaf {show_path(leaf.path)} must have a shape that starts with {leaf.shape}, as in the "
                     f"spec, but has {shape}."
                 )
+        (permuted,) = propagated(self._permuted)(leaves, permutation=permutation)
+        return self.unflatten(permuted, like=tree)
+
+    def _permuted(self, leaves: list[Array], permutation: Permutation) -> tuple[list[Array]]:
+        permuted = []
+        for leaf, x in zip(self.leaves, leaves, strict=True):
             blocks = split_blocks(x, leaf)
             for k, block in enumerate(leaf.blocks):
                 for axis, (name, _) in enumerate(block.factors):
                     if name is not None:
                         blocks[k] = jnp.take(blocks[k], permutation[name], axis=axis)
             permuted.append(join_blocks(blocks, leaf))
-        return self.unflatten(permuted, like=tree)
+        return (permuted,)
 
     def __str__(self) -> str:
         return _table(self)
@@ -186,9 +198,10 @@ def _table(spec: PermutationSpec) -> str:
         for index, axis in enumerate(leaf.axes):
             for name in names_of(axis):
                 used[name].append(f"{leaf.path or '(bare array)'}[{index}]")
+    let_in = {"data or output": spec.io, "random draws": spec.noise, "spatial": spec.spatial}
     names = [("name", "size", "acts on")]
     names += [
-        (repr(name), str(size), ", ".join(used[name]) + ("; data or output" if name in spec.io else ""))
+        (repr(name), str(size), "; ".join([", ".join(used[name]), *(why for why in let_in if name in let_in[why])]))
         for name, size in spec.sizes.items()
     ]
     return _columns(rows) + "\n\n" + _columns(names)

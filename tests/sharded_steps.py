@@ -13,7 +13,7 @@ import optax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from optax_unf import OptimizerConfig, init_weights, make_spec, unf
+from optax_unf import Inferred, OptimizerConfig, check_spec, init_weights, make_spec, unf
 
 AXES = {
     "embed": ("vocabulary", "model"),
@@ -88,12 +88,14 @@ def sharded(head, layout, kind, expected):
     tx = make(head)
     state, step = tx.init(params), stepper(tx)
     before = differently_sharded(params, state, shardings)
+    outside = differently_sharded(*tx.update(grads, state, params), shardings) if head == "deepsets" else []
     text = step.lower(params, state, grads).compile().as_text()
     for _ in range(2):
         params, state = step(params, state, grads)
     return {
         "difference": difference((params, state), expected),
         "differently sharded": [before, differently_sharded(params, state, shardings)],
+        "differently sharded outside of jit": outside,
         "replicated": [path for path in AXES if path not in specs],
         "programs": step._cache_size(),
         "moved": largest_moved(text),
@@ -124,6 +126,43 @@ def data_parallel(head, expected):
     return {"difference": difference((params, state), expected)}
 
 
+def losses_of(mesh):
+    """Losses that can be traced with arguments of these shardings only, or that ask for shardings within."""
+    rows, both = NamedSharding(mesh, P("x")), NamedSharding(mesh, P("x", "y"))
+
+    def mapped(params, x):
+        x = jax.shard_map(lambda x: 2 * x, mesh=mesh, in_specs=P("x"), out_specs=P("x"))(x)
+        return jnp.mean(jnp.tanh(x @ params["up"]) @ params["down"])
+
+    def resharded(params, x):
+        h = jax.sharding.reshard(jnp.tanh(x @ params["up"]), rows)
+        return jnp.mean(jnp.square(jnp.einsum("bh,ho->bo", h, params["down"], out_sharding=rows)))
+
+    def contracted(params, x):
+        assert jax.typeof(x).sharding.spec == P("x", None), jax.typeof(x)
+        h = jnp.tanh(jnp.einsum("bi,ih->bh", x, params["up"], out_sharding=both))
+        return jnp.mean(jnp.einsum("bh,ho->bo", h, params["down"], out_sharding=rows))
+
+    return [(mapped, P(), P()), (resharded, P(None, "y"), P()), (contracted, P(None, "y"), P("y", None))]
+
+
+def inferred():
+    """What `Inferred` makes of losses on an explicit mesh: axes, and whether they pass `check_spec`."""
+    mesh, found = mesh_of((4, 2), AxisType.Explicit), {}
+    x = jax.device_put(np.random.default_rng(2).normal(size=(8, 4)).astype(np.float32), NamedSharding(mesh, P("x")))
+    for loss, *specs in losses_of(mesh):
+        params = {"up": np.ones((4, 6), np.float32), "down": np.ones((6, 2), np.float32)}
+        params = jax.device_put(params, {k: NamedSharding(mesh, s) for k, s in zip(params, specs, strict=True)})
+        spec = Inferred(loss, x)
+        tx = unf(init_weights(OptimizerConfig("deepsets", hidden_channels=4), SPEC, jax.random.key(7)), spec=spec)
+        for name, update in {"jit": jax.jit(tx.update), "eager": tx.update}.items():
+            updates, _ = update(jax.jit(jax.grad(loss))(params, x), tx.init(params), params)
+            same = all(updates[path].sharding.is_equivalent_to(params[path].sharding, 2) for path in params)
+            found[f"{loss.__name__} {name}"] = [[leaf.axes for leaf in spec.of(params).leaves], same]
+        check_spec(loss, spec, params, x, key=jax.random.key(0), trials=1)
+    return found
+
+
 def gathered():
     """What `largest_moved` says about a program that gathers a leaf."""
     mesh = mesh_of((8,), AxisType.Auto)
@@ -132,7 +171,7 @@ def gathered():
 
 
 def main():
-    found = {"gather": {"moved": gathered()}}
+    found = {"gather": {"moved": gathered()}, "inferred": inferred()}
     for head, layouts in {"deepsets": ["rows"], "full": ["both"], "tied": ["both"]}.items():
         step = stepper(make(head))
         expected = step(*step(PARAMS, make(head).init(PARAMS), GRADS), GRADS)

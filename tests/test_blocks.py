@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from optax_unf import Concat, MetaWeights, OptimizerConfig, evaluate, init_weights, make_spec, scale_by_unf
+from optax_unf import Concat, MetaWeights, OptimizerConfig, evaluate, init_weights, make_spec, scale_by_unf, step
 from optax_unf.contract import Tensor, contract
 from optax_unf.features import mean_squares, scaled
 from optax_unf.stream import stream, tiles
@@ -136,6 +136,7 @@ def test_an_update_in_blocks_is_the_update_whole(config, entries, monkeypatch):
         results = []
         for block_entries, channel_axis in ((0, 0), (entries, 0), (entries, -1)):
             monkeypatch.setattr(evaluate, "_channel_axis", lambda axis=channel_axis: axis)
+            step._program.cache_clear()
             tx = scale_by_unf(weights, spec=spec, block_entries=block_entries)
             results.append(tx.update(grads, tx.init(params), params))
         return results

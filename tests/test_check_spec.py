@@ -1,5 +1,6 @@
 """check_spec: what it lets pass, what it finds, and whom it blames."""
 
+import dataclasses
 import re
 
 import flax.linen
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from optax_unf import Inferred, SpecError, check_spec, make_spec
+from optax_unf import Inferred, SpecError, check_spec, infer_spec, make_spec
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
@@ -255,6 +256,54 @@ def test_a_spec_may_be_inferred():
     check_spec(mlp, Inferred(mlp, X), init(**MLP_SHAPES), X, key=KEY)
     with pytest.raises(SpecError):
         check_spec(mlp, Inferred(mlp, X), init(**MLP_SHAPES), X, key=KEY, skip=())
+
+
+def dropout(params, x, key):
+    h = jnp.tanh(x @ params["a"])
+    h = jnp.tanh(h * jax.random.bernoulli(key, 0.5, h.shape) @ params["b"])
+    return h @ params["c"]
+
+
+def jitter(params, x, key):
+    return jnp.tanh(x @ (params["a"] + jax.random.normal(key, params["a"].shape))) @ params["b"] @ params["c"]
+
+
+def convolve(params, x, key):
+    kernel = params["a"].reshape(3, 1, 5)
+    y = jax.lax.conv_general_dilated(x[..., None], kernel, (1,), "SAME", dimension_numbers=("NHC", "HIO", "NHC"))
+    return jnp.tanh(jax.nn.relu(y).mean(1) @ params["b"]) @ params["c"]
+
+
+@pytest.mark.parametrize(
+    ("fn", "mode", "let_in", "checked"),
+    [
+        (dropout, {"noise": "permute"}, {"a:1"}, {"b:1"}),
+        (jitter, {"noise": "permute"}, {"a:1"}, {"b:1"}),
+        (convolve, {"spatial": "permute"}, {"a:0"}, {"a:1", "b:1"}),
+    ],
+)
+def test_names_that_a_mode_let_in_are_not_checked(fn, mode, let_in, checked):
+    params = init(a=(3, 5), b=(5, 4), c=(4, 2))
+    for spec in (infer_spec(fn, params, X, KEY, **mode), Inferred(fn, X, KEY, **({"io": "fixed"} | mode))):
+        check_spec(fn, spec, params, X, KEY, key=KEY)
+    spec = infer_spec(fn, params, X, KEY, **mode)
+    assert set(spec.noise + spec.spatial) == let_in
+    assert let_in | checked <= set(spec.sizes)
+    with pytest.raises(SpecError) as caught:
+        check_spec(fn, spec, params, X, KEY, key=KEY, skip=())
+    assert set(caught.value.names) == let_in
+    broken = make_spec({leaf.path: leaf.axes for leaf in spec.leaves} | {"c": ("own", None)}, params)
+    broken = dataclasses.replace(broken, noise=spec.noise, spatial=spec.spatial)
+    with pytest.raises(SpecError) as caught:
+        check_spec(fn, broken, params, X, KEY, key=KEY)
+    assert "own" in caught.value.names
+
+
+def test_the_table_says_which_names_a_mode_let_in():
+    spec = infer_spec(dropout, init(a=(3, 5), b=(5, 4), c=(4, 2)), X, KEY, io="permute", noise="permute")
+    lines = str(spec).splitlines()
+    assert "'a:0'  3     a[0]; data or output" in lines
+    assert "'a:1'  5     a[1], b[0]; random draws" in lines
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,14 @@ def test_the_figure_has_a_panel_for_each_task(tmp_path):
     assert matplotlib.image.imread(tmp_path / "figure.png").std() > 0.01
 
 
+def test_a_figure_of_nothing_is_an_error():
+    with pytest.raises(ValueError, match=r"at least one comparison, .* but there are none. compare_optimizers"):
+        plot_comparisons([])
+    whole, empty = Comparison("one", "", 60, 2, (result("UNF", (0.5,)),), MADE), Comparison("two", "", 60, 2, (), MADE)
+    with pytest.raises(ValueError, match="results in each, but there are 1 of one, 0 of two"):
+        plot_comparisons(iter([whole, empty]))
+
+
 def test_a_folder_without_results_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="optax-unf compare"):
         read_comparisons(tmp_path)

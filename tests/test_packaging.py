@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PRETRAINED = ROOT / "pretrained"
 
 # What is not a core dependency.
-EXTRAS = ("matplotlib", "sklearn", "pooch", "tqdm", "hypothesis", "pytest")
+EXTRAS = ("tyro", "matplotlib", "sklearn", "pooch", "tqdm", "hypothesis", "pytest")
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
@@ -80,12 +80,13 @@ def test_core_dependencies_are_few(wheel):
 
 
 SCRIPT = """
-import json
+import importlib.metadata, json
 import optax_unf
 names = optax_unf.list_pretrained()
 assert all(isinstance(optax_unf.load_weights(name), optax_unf.MetaWeights) for name in names)
 tasks = [optax_unf.load_card(name)["task"] for name in names]
-print(json.dumps({"file": optax_unf.__file__, "names": names, "tasks": tasks}))
+versions = [optax_unf.__version__, importlib.metadata.version("optax-unf")]
+print(json.dumps({"file": optax_unf.__file__, "names": names, "tasks": tasks, "versions": versions}))
 """
 
 
@@ -96,6 +97,7 @@ def test_installed_wheel_finds_its_weights(python, tmp_path):
     assert Path(found["file"]).resolve().is_relative_to(python.parents[1].resolve())
     assert found["names"] == sorted(path.stem for path in PRETRAINED.glob("*.safetensors"))
     assert all(found["tasks"])
+    assert len(set(found["versions"])) == 1
 
 
 def test_checkout_finds_its_weights(tmp_path):
@@ -109,3 +111,15 @@ def test_import_imports_no_extra(tmp_path):
     modules = json.loads(run(sys.executable, "-c", script, cwd=tmp_path, PYTHONPATH=str(ROOT)))
     assert "optax_unf" in modules
     assert not set(EXTRAS) & set(modules)
+    assert not {"optax_unf.meta", "optax_unf.commands"} & set(modules)
+
+
+def test_what_needs_extras_is_imported_on_demand(tmp_path):
+    script = (
+        "import json, sys, optax_unf; listed = dir(optax_unf); found = optax_unf.meta.meta_train.__module__; "
+        "print(json.dumps([listed, found, optax_unf.meta is sys.modules['optax_unf.meta'], "
+        "optax_unf.commands.meta_train.__module__, hasattr(optax_unf, 'metta')]))"
+    )
+    listed, *found = json.loads(run(sys.executable, "-c", script, cwd=tmp_path, PYTHONPATH=str(ROOT)))
+    assert {"meta", "commands", "unf", "__version__"} <= set(listed)
+    assert found == ["optax_unf.meta.train", True, "optax_unf.commands", False]

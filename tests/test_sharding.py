@@ -43,6 +43,10 @@ def test_the_state_is_sharded_like_the_parameters(found, case):
     assert set(after) <= set(found[case]["replicated"])
 
 
+def test_outside_of_jit_all_leaves_keep_their_shardings(found):
+    assert found["deepsets rows auto"]["differently sharded outside of jit"] == []
+
+
 @pytest.mark.parametrize("case", ["deepsets rows auto", "tied both explicit"])
 def test_a_second_step_is_not_compiled_anew(found, case):
     assert found[case]["programs"] == 1
@@ -60,6 +64,15 @@ def test_an_explicit_mesh_of_one_device():
     for path, x in updates.items():
         assert x.sharding == state[0].momenta[0][path].sharding == shardings[path]
         np.testing.assert_allclose(x, expected[path], rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["mapped", "resharded", "contracted"])
+@pytest.mark.parametrize("how", ["jit", "eager"])
+def test_specs_are_inferred_on_an_explicit_mesh(found, loss, how):
+    (down, up), same_sharding = found["inferred"][f"{loss} {how}"]
+    assert down == ["down:0", "down:1"]
+    assert up[1] == "down:0"
+    assert same_sharding
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,5 +1,6 @@
 """Meta-weights on disk: what comes back, and what is refused."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -82,6 +83,54 @@ def test_a_write_that_fails_half_way_leaves_the_old_file(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["w.safetensors"]
 
 
+LAYOUTS = {
+    "C order": np.ascontiguousarray,
+    "Fortran order": np.asfortranarray,
+    "transposed": lambda x: np.ascontiguousarray(x.T).T,
+    "every second": lambda x: np.repeat(x, 2, -1)[..., ::2] if x.ndim else x,
+    "backwards": lambda x: np.ascontiguousarray(x[::-1])[::-1] if x.ndim else x,
+    "a field of records": lambda x: np.stack([x, -x], -1)[..., 0],
+    "one row for all": lambda x: np.broadcast_to(x[:1], x.shape) if x.ndim else x,
+    "high bytes first": lambda x: x.astype(x.dtype.newbyteorder(">")),
+    "between words": lambda x: np.frombuffer(b"0" + x.tobytes(), np.uint8)[1:].view(x.dtype).reshape(x.shape),
+    "on a device": jnp.asarray,
+}
+
+
+def saved_and_loaded(tmp_path, theta):
+    save_weights(tmp_path / "w.safetensors", dataclasses.replace(make_weights(), theta=theta))
+    return load_weights(tmp_path / "w.safetensors").theta
+
+
+# numpy has bfloat16 in one order of bytes only.
+@pytest.mark.parametrize(
+    ("layout", "dtype"),
+    [(layout, "float32") for layout in LAYOUTS]
+    + [(layout, "bfloat16") for layout in LAYOUTS if layout != "high bytes first"],
+)
+def test_saving_does_not_depend_on_the_layout_in_memory(tmp_path, layout, dtype):
+    theta = jax.tree.map(lambda x: LAYOUTS[layout](np.asarray(x, dtype)), make_weights().theta)
+    for x, y in zip(*map(jax.tree.leaves, (theta, saved_and_loaded(tmp_path, theta))), strict=True):
+        assert y.dtype == dtype
+        assert np.asarray(x).tolist() == y.tolist()
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16", "complex64", "bool", "int8", "uint64"])
+def test_saving_keeps_numbers_of_any_type(tmp_path, dtype):
+    theta = jax.tree.map(lambda x: np.asarray(4 * x).astype(dtype), make_weights().theta)
+    with jax.enable_x64(True):
+        for x, y in zip(*map(jax.tree.leaves, (theta, saved_and_loaded(tmp_path, theta))), strict=True):
+            assert (y.dtype, y.tolist()) == (x.dtype, x.tolist())
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "float8_e3m4", "int4", "complex128", "object"])
+def test_numbers_that_would_not_come_back_are_not_saved(tmp_path, dtype):
+    theta = make_weights().theta | {"beta": np.zeros((), jnp.dtype(dtype))}
+    with pytest.raises(TypeError, match=f"must have one of the types float64, .* but beta is {dtype}. Convert it"):
+        saved_and_loaded(tmp_path, theta)
+    assert list(tmp_path.iterdir()) == []
+
+
 def damaged(tmp_path):
     path = tmp_path / "w.safetensors"
     save_weights(path, make_weights())
@@ -119,6 +168,74 @@ def test_arrays_of_another_shape_are_refused(tmp_path):
     save_weights(path, type(weights)(wider.theta, weights.config, weights.spec))
     with pytest.raises(ValueError, match=r"must hold theta.*as its architecture says"):
         load_weights(path)
+
+
+def rewritten(tmp_path, config, change):
+    """A file of weights whose arrays and metadata were changed by hand."""
+    path = tmp_path / "w.safetensors"
+    save_weights(path, make_weights(config))
+    with safetensors.safe_open(path, "numpy") as file:
+        arrays, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    change(arrays, metadata)
+    safetensors.numpy.save_file(arrays, path, metadata)
+    return path
+
+
+def needed(config):
+    names = jax.tree_util.tree_flatten_with_path(make_weights(config).theta)[0]
+    names = [jax.tree_util.keystr(keys, simple=True, separator="/") for keys, _ in names]
+    # Tied coefficients have matrices only for what was there in meta-training.
+    return [name for name in names if "/head/all" not in name and "/head/own" not in name]
+
+
+@pytest.mark.parametrize("config", ARCHITECTURES)
+def test_a_missing_array_is_seen_when_the_file_is_read(tmp_path, config):
+    for name in needed(config):
+        path = rewritten(tmp_path, config, lambda arrays, _, name=name: arrays.pop(name))
+        with pytest.raises(ValueError, match=rf"w\.safetensors must hold theta '{name}' of shape .* holds no theta"):
+            load_weights(path)
+
+
+@pytest.mark.parametrize("config", ARCHITECTURES)
+def test_an_array_too_many_or_of_another_shape_is_seen(tmp_path, config):
+    path = rewritten(tmp_path, config, lambda arrays, _: arrays.update({"network/trunk_7/kernel": np.ones((4, 4))}))
+    with pytest.raises(ValueError, match="must hold no theta 'network/trunk_7/kernel'"):
+        load_weights(path)
+    for name in needed(config):
+        path = rewritten(tmp_path, config, lambda arrays, _, name=name: arrays.update({name: np.ones((5, 7))}))
+        with pytest.raises(ValueError, match=rf"must hold theta '{name}' .* holds theta '{name}' of shape \(5, 7\)"):
+            load_weights(path)
+
+
+def test_tied_coefficients_may_lack_roles_but_not_be_of_another_shape(tmp_path):
+    name = "network/head/all a>a"
+    path = rewritten(tmp_path, ARCHITECTURES[1], lambda arrays, _: arrays.pop(name))
+    assert "all a>a" not in load_weights(path).theta["network"]["head"]
+    path = rewritten(tmp_path, ARCHITECTURES[1], lambda arrays, _: arrays.update({name: np.ones((3, 1))}))
+    with pytest.raises(ValueError, match=rf"must hold theta '{name}' of shape \(4, 1\), .* of shape \(3, 1\)"):
+        load_weights(path)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"config": '{"head": "unf", "width": 3}'}, "settings head, .* and not width.*a later version"),
+        ({"config": '{"head": "transformer"}'}, "does not: head must be 'unf'"),
+        ({"config": '{"hidden_channels": "8"}'}, "does not: "),
+        ({"config": "[1, 2"}, "does not: "),
+        ({"config": None}, "does not: 'config'"),
+        ({"spec": '[{"path": "conv"}]'}, "does not: 'shape'"),
+        ({"spec": "null"}, "hold a weight space.* holds none"),
+    ],
+)
+def test_a_description_that_is_wrong_is_seen_when_the_file_is_read(tmp_path, metadata, message):
+    def change(_, found):
+        found.update(metadata)
+        for name in [name for name, text in found.items() if text is None]:
+            del found[name]
+
+    with pytest.raises(ValueError, match=rf"w\.safetensors must .*{message}"):
+        load_weights(rewritten(tmp_path, ARCHITECTURES[0], change))
 
 
 def test_a_missing_file_names_what_there_is(tmp_path):

@@ -16,7 +16,6 @@ def test_the_spec_written_by_hand_is_right(name):
     check_spec(case.fn, spec, case.params, *case.args, key=jax.random.key(0), trials=1)
 
 
-@pytest.mark.skipif(not hasattr(optax_unf, "infer_spec"), reason="inference is not there yet")
 @pytest.mark.parametrize("name", CASES)
 def test_inference_finds_the_spec_written_by_hand(name):
     case = CASES[name]()

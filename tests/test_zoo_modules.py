@@ -22,7 +22,6 @@ def test_a_model_does_not_change_under_its_spec(model):
     optax_unf.check_spec(model.fn, truth(model), model.params, *model.args, key=jax.random.key(0), trials=1)
 
 
-@pytest.mark.skipif(not hasattr(optax_unf, "infer_spec"), reason="inference is not built yet")
 def test_inference_finds_the_spec(model):
     inferred = optax_unf.infer_spec(model.fn, model.params, *model.args)
     assert same_up_to_renaming(inferred, truth(model)), differing_leaves(inferred, truth(model))

@@ -115,6 +115,8 @@ def infer_spec(
     return PermutationSpec(
         spec.leaves,
         io=tuple(name for name, atom in names.items() if "data" in atom.reasons),
+        noise=tuple(name for name, atom in names.items() if "noise" in atom.reasons),
+        spatial=tuple(name for name, atom in names.items() if "spatial" in atom.reasons),
         notes=tuple(sorted(notes, key=lambda note: natural_order(note[0]))),
     )
 

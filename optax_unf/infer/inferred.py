@@ -1,14 +1,17 @@
 """A spec that is inferred when an optimizer first sees its parameters."""
 
+import contextlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
 import optax
+from jax.sharding import AxisType
 from jaxtyping import PyTree
 
-from optax_unf.infer.infer_spec import infer_spec
+from optax_unf.infer.infer_spec import Mode, infer_spec
+from optax_unf.pairs import joined, of_pairs
 from optax_unf.paths import leaves_by_path
 from optax_unf.read_spec import make_spec
 from optax_unf.spec import PermutationSpec
@@ -22,8 +25,15 @@ class Inferred:
 
     Args:
       fn: a loss or apply function, as `infer_spec` takes it.
-      *args: its arguments after the parameters; only shapes of arrays are kept.
-      **modes: keyword arguments of `infer_spec`.
+      *args: its arguments after the parameters; of arrays only types are kept: shape, dtype, explicit sharding.
+      io: see `infer_spec`, as for the others.
+      spatial: see there.
+      noise: see there.
+      strict: see there.
+
+    Raises:
+      TypeError: `fn` is no function.
+      ValueError: a mode is unknown.
 
     Example:
       >>> import jax.numpy as jnp, optax_unf
@@ -34,10 +44,26 @@ class Inferred:
       >>> updates, state = tx.update(params, tx.init(params), params)
     """
 
-    def __init__(self, fn: Callable[..., Any], *args: Any, **modes: Any) -> None:
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        *args: Any,
+        io: Mode = "permute",
+        spatial: Mode = "fixed",
+        noise: Mode = "permute",
+        strict: bool = False,
+    ) -> None:
+        if not callable(fn):
+            raise TypeError(
+                f"Inferred needs a function of the parameters, and then its other arguments, but got a "
+                f"{type(fn).__name__} first. Write Inferred(loss, batch)."
+            )
+        for name, mode in {"io": io, "spatial": spatial, "noise": noise}.items():
+            if mode not in get_args(Mode):
+                raise ValueError(f"{name} must be 'fixed' or 'permute', but is {mode!r}.")
         self._fn = fn
-        self._args = jax.tree.map(_shape_of, args)
-        self._modes = {"io": "permute", "noise": "permute", **modes}
+        self._args = jax.tree.map(_type_of, args)
+        self._modes: dict[str, Any] = {"io": io, "spatial": spatial, "noise": noise, "strict": strict}
         self._known: dict[tuple[tuple[str, tuple[int, ...]], ...], PermutationSpec] = {}
 
     def of(self, params: PyTree) -> PermutationSpec:
@@ -55,8 +81,8 @@ class Inferred:
             )
         space = tuple((path, np.shape(x)) for path, x in leaves_by_path(params).items())
         if space not in self._known:
-            shapes = jax.tree.map(_shape_of, params)
-            self._known[space] = infer_spec(self._fn, shapes, *self._args, **self._modes)
+            types = jax.tree.map(_type_of, joined(params))
+            self._known[space] = of_pairs(infer_spec(self._fn, types, *self._args, **self._modes), params)
         return self._known[space]
 
 
@@ -64,12 +90,31 @@ def resolved(spec: PermutationSpec | Inferred | PyTree | None, params: PyTree) -
     """The spec that a user means by any of the forms that functions accept: see `make_spec` and `Inferred`."""
     if isinstance(spec, Inferred):
         return spec.of(params)
-    return spec if isinstance(spec, PermutationSpec) else make_spec(spec, params)
+    if isinstance(spec, PermutationSpec):
+        return of_pairs(spec, params)
+    model = joined(params)
+    if spec is None or model is params:
+        return make_spec(spec, params)
+    try:
+        return of_pairs(make_spec(spec, model), params)
+    except (TypeError, ValueError):
+        # Names of the halves, for each pair, are as good; the error is about the model.
+        with contextlib.suppress(TypeError, ValueError):
+            return make_spec(spec, params)
+        raise
 
 
 def _is_masked(node: Any) -> bool:
     return isinstance(node, optax.MaskedNode)
 
 
-def _shape_of(x: Any) -> Any:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype) if hasattr(x, "shape") and hasattr(x, "dtype") else x
+def _type_of(x: Any) -> Any:
+    """What tracing has to know of an array; anything else is passed as it is."""
+    if isinstance(x, jax.ShapeDtypeStruct) or not (hasattr(x, "shape") and hasattr(x, "dtype")):
+        return x
+    if not isinstance(x, jax.Array):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype)
+    known = jax.typeof(x)
+    explicit = AxisType.Explicit in known.sharding.mesh.axis_types
+    sharding = known.sharding if explicit else None
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding, weak_type=known.weak_type)

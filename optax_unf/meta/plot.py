@@ -98,6 +98,7 @@ def plot_comparisons(comparisons: Iterable[Comparison]) -> "Figure":
       The figure; `figure.savefig(path)` writes it.
 
     Raises:
+      ValueError: there is no comparison, or one has no results.
       ModuleNotFoundError: matplotlib is not installed.
 
     Example:
@@ -105,6 +106,12 @@ def plot_comparisons(comparisons: Iterable[Comparison]) -> "Figure":
       >>> plot_comparisons(read_comparisons("docs/results")).savefig("comparison.png")  # doctest: +SKIP
     """
     comparisons = list(comparisons)
+    if not comparisons or not all(comparison.results for comparison in comparisons):
+        found = ", ".join(f"{len(comparison.results)} of {comparison.task}" for comparison in comparisons)
+        raise ValueError(
+            f"A picture needs at least one comparison, and results in each, but there are {found or 'none'}. "
+            f"compare_optimizers and read_comparisons give some."
+        )
     columns = min(_COLUMNS, len(comparisons))
     rows = math.ceil(len(comparisons) / columns)
     figure = new_figure((5.5 * columns, 4.2 * rows))

@@ -1,0 +1,70 @@
+"""Inferred: what it refuses at once, and what it keeps of its arguments."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from optax_unf import Inferred, infer_spec
+
+PARAMS = {"w1": jnp.ones((3, 5)), "w2": jnp.ones((5, 2))}
+X = jnp.ones((4, 3))
+
+
+def loss(params, x, key=None):
+    h = jnp.tanh(x @ params["w1"])
+    if key is not None:
+        h = h * jax.random.bernoulli(key, 0.5, h.shape)
+    return jnp.sum(h @ params["w2"])
+
+
+@pytest.mark.parametrize("mode", ["io", "spatial", "noise"])
+@pytest.mark.parametrize("value", ["permutte", "Fixed", None, True, ["permute"]])
+def test_an_unknown_mode_is_refused_at_once(mode, value):
+    with pytest.raises(ValueError, match=rf"{mode} must be 'fixed' or 'permute', but is "):
+        Inferred(loss, X, **{mode: value})
+
+
+def test_a_misspelt_mode_is_refused_at_once():
+    with pytest.raises(TypeError, match="noize"):
+        Inferred(loss, X, noize="permute")
+
+
+@pytest.mark.parametrize("fn", [PARAMS, X, "loss", None])
+def test_what_is_no_function_is_refused_at_once(fn):
+    with pytest.raises(TypeError, match=r"needs a function .* Write Inferred\(loss, batch\)"):
+        Inferred(fn, X)
+
+
+@pytest.mark.parametrize("io", ["fixed", "permute"])
+@pytest.mark.parametrize("noise", ["fixed", "permute"])
+def test_modes_are_those_of_infer_spec(io, noise):
+    args = (X, jax.random.key(0))
+    spec = Inferred(loss, *args, io=io, noise=noise).of(PARAMS)
+    direct = infer_spec(loss, PARAMS, *args, io=io, noise=noise)
+    assert (spec, spec.io, spec.noise, spec.notes) == (direct, direct.io, direct.noise, direct.notes)
+
+
+def test_modes_are_permute_by_default():
+    args = (X, jax.random.key(0))
+    assert Inferred(loss, *args).of(PARAMS) == infer_spec(loss, PARAMS, *args, io="permute", noise="permute")
+
+
+@pytest.mark.parametrize("scale", [jnp.asarray(2.0), np.float32(2.0), 2.0])
+def test_types_of_arguments_are_those_that_the_function_would_get(scale):
+    """Of a weak type, which does not widen what it meets: a carry keeps its dtype."""
+
+    def scanned(params, x, scale):
+        def step(h, row):
+            return jnp.tanh(row @ params["w1"] + h) * scale, None
+
+        return jnp.sum(jax.lax.scan(step, jnp.zeros(5, x.dtype), x)[0] @ params["w2"])
+
+    narrow, x = (PARAMS, X) if isinstance(scale, np.float32) else jax.tree.map(jnp.bfloat16, (PARAMS, X))
+    assert Inferred(scanned, x, scale).of(narrow) == infer_spec(scanned, narrow, x, scale, io="permute")
+
+
+def test_arguments_themselves_are_not_kept():
+    x = np.ones((4, 3))
+    spec = Inferred(loss, x)
+    assert not any(isinstance(held, np.ndarray | jax.Array) for held in jax.tree.leaves(vars(spec)))
