@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from optax_unf.optimizer import unf
 from optax_unf.tasks.task import Params, Task
-from optax_unf.weights import load_weights
+from optax_unf.weight_files import load_weights
 
 Make = Callable[[Float[Array, ""], int, Task], optax.GradientTransformation]
 
