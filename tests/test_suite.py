@@ -12,6 +12,7 @@ import pytest
 from optax_unf.cli import main
 from optax_unf.compare import Contender, Records, candidate, measure, suite
 from optax_unf.compare.contenders import ADAM, BASELINES, MUON, UNTUNED_ADAM
+from optax_unf.compare.records import BUNDLED
 from optax_unf.compare.runs import LANES, TUNING_SEEDS
 from optax_unf.compare.speed import final_loss, grid
 from optax_unf.compare.summary import speed_ups, summarize, task_speed_up
@@ -109,7 +110,7 @@ def test_records_come_back_from_a_file(tmp_path):
     (found,) = Records.read(tmp_path / "records.npz")
     for field in dataclasses.fields(record):
         a, b = getattr(record, field.name), getattr(found, field.name)
-        np.testing.assert_allclose(a, b, rtol=1e-6) if isinstance(a, np.ndarray) else None
+        np.testing.assert_allclose(a, b, rtol=2**-13) if isinstance(a, np.ndarray) else None
         assert isinstance(a, np.ndarray) or a == b
     assert len(Records.read(tmp_path / "none.npz")) == 0
     (tmp_path / "other.npz").write_text("nothing of the kind")
@@ -170,6 +171,22 @@ def test_meta_weights_and_functions_are_candidates(tmp_path):
     for wrong in ("nowhere:make", "optax:nothing", f"{tmp_path}/none.py:make"):
         with pytest.raises(ValueError, match="module:attribute"):
             candidate(wrong)
+
+
+def test_the_bundled_baselines_are_of_the_tasks_as_they_are():
+    bundled = Records.read(BUNDLED)
+    assert set(bundled.contenders()) == {contender.name for contender in BASELINES}
+    assert set(suite.UNSEEN) <= set(bundled.tasks())
+    fresh = measure(Contender("sgd", _make_sgd), suite.get("unseen", "classification"), seeds=2)
+    assert all(fresh.pairs_with(bundled.get("classification", contender.name)) for contender in BASELINES)
+    for contender in BASELINES:
+        for task in suite.UNSEEN:
+            record = bundled.get(task, contender.name)
+            assert record.seeds == LANES
+            if contender.grid:
+                settings = [setting for setting, _ in record.tuning]
+                assert len(settings) >= 7
+                assert settings[0] < record.setting < settings[-1]
 
 
 def test_final_loss_of_seeds_is_infinite_where_not_finite():
