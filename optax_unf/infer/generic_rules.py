@@ -110,6 +110,8 @@ def _is_level(value: Value, axis: int) -> bool:
 
 def _mul(eqn: Any, values: Sequence[Value], xs: list[Generic]) -> Generic:
     x, y = xs
+    if eqn.primitive.name == "mul" and eqn.invars[0] is eqn.invars[1]:
+        return _power(x, 2)
     shape = _shape(eqn.outvars[0])
     axes = range(len(shape))
     varies = (x.varies & ~y.deps if y.nonzero else 0) | (y.varies & ~x.deps if x.nonzero else 0)
@@ -153,15 +155,16 @@ def _abs(eqn: Any, values: Sequence[Value], xs: list[Generic]) -> Generic:
 
 
 def _integer_pow(eqn: Any, values: Sequence[Value], xs: list[Generic]) -> Generic:
-    (x,), power = xs, eqn.params.get("y", 2)  # `square` has no parameter
+    return _power(xs[0], eqn.params.get("y", 2))  # `square` has no parameter
+
+
+def _power(x: Generic, power: int) -> Generic:
     if power == 0:
         return opaque(x)
     if power < 0:
-        x = _reciprocal(x)
+        return _power(_reciprocal(x), -power)
     injective = power % 2 or x.nonneg
-    degrees = x.degrees.power(abs(power), 1, x.deps)
-    if power == 2 and xs[0] is x:
-        degrees = x.degrees * x.degrees
+    degrees = x.degrees * x.degrees if power == 2 else x.degrees.power(power, 1, x.deps)
     return dataclasses.replace(
         x,
         degrees=degrees,

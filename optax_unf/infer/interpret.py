@@ -122,9 +122,9 @@ def has_ties(jaxpr: Jaxpr) -> bool:
         if eqn.primitive.name in _COMPARES and (eqn.primitive.name != "sort" or len(eqn.invars) > 1):
             return True
         for inner in jax.tree.leaves(eqn.params, is_leaf=lambda x: isinstance(x, Jaxpr | ClosedJaxpr)):
-            if isinstance(inner, Jaxpr | ClosedJaxpr):
-                if has_ties(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner):
-                    return True
+            inner = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
+            if isinstance(inner, Jaxpr) and has_ties(inner):
+                return True
     return False
 
 
