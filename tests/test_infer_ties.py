@@ -60,6 +60,9 @@ MAY_TIE = {
     "rounded logits": routed(lambda p, x: jnp.round(x @ p["w"] @ p["router"])),
     "short logits": routed(lambda p, x: (x @ p["w"] @ p["router"]).astype(jnp.float8_e4m3fn).astype(jnp.float32)),
     "logarithms of negative logits": routed(lambda p, x: jnp.log(x @ p["w"] @ p["router"])),
+    "masked logits": routed(lambda p, x: x @ p["w"] @ p["router"] + jnp.log(jnp.zeros(5))),
+    "masked by data": routed(lambda p, x: jnp.where(x[:, :1] > 0, x @ p["w"] @ p["router"], -jnp.inf)),
+    "weights of masked rows": by_rows(lambda h, p: jnp.exp(h + jnp.full((3, 6), -jnp.inf))),
     "distance to the mean of two": routed(lambda p, x: jnp.abs(p["b"] - p["b"].mean())),
 }
 

@@ -90,6 +90,7 @@ class Generic:
       rows: axes along which no row is all zeros.
       distinct: axes along which no two entries are equal.
       labels: by axis, the slices that its positions depend on.
+      infinite: entries may be infinite or no numbers, and then are as equal as zeros are: masks hold -inf.
     """
 
     deps: int = 0
@@ -100,6 +101,7 @@ class Generic:
     rows: frozenset[int] = frozenset()
     distinct: frozenset[int] = frozenset()
     labels: Mapping[int, frozenset[Label]] = dataclasses.field(default_factory=dict)
+    infinite: bool = False
 
     def __post_init__(self) -> None:
         if self.nonzero:
@@ -148,13 +150,15 @@ def data(shape: tuple[int, ...], array: np.ndarray | None) -> Generic:
     if array is None:
         return Generic(nonzero=not shape, rows=rows)
     known = constant(array)
-    return Generic(nonzero=not shape and known.nonzero, rows=known.rows)
+    return Generic(nonzero=not shape and known.nonzero, rows=known.rows, infinite=known.infinite)
 
 
 def constant(array: np.ndarray) -> Generic:
     """An array that is known."""
     if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
         return Generic()
+    if not np.isfinite(array).all():
+        return Generic(infinite=True)
     if not array.any():
         return Generic(degrees=Degrees(), nonneg=True)  # zero is homogeneous of every degree
     rows = frozenset(axis for axis in range(array.ndim) if (array != 0).any(axis).all())
@@ -167,7 +171,7 @@ def opaque(*operands: Generic) -> Generic:
     deps = 0
     for operand in operands:
         deps |= operand.deps
-    return Generic(deps, Degrees({0: ~deps}, deps))
+    return Generic(deps, Degrees({0: ~deps}, deps), infinite=any(x.infinite for x in operands))
 
 
 UNKNOWN = Generic(-1, Degrees({}, -1))  # and it may be made of anything
@@ -206,6 +210,8 @@ def common_labels(rank: int, operands: Iterable[Generic]) -> dict[int, frozenset
 
 def either(*cases: Generic, rank: int) -> Generic:
     """What is true of each entry of one of several values, whichever that is."""
+    if any(case.infinite for case in cases):
+        return opaque(*cases)
     first, *others = cases
     deps, degrees = first.deps, first.degrees
     nonzero, nonneg, varies = first.nonzero, first.nonneg, first.varies
@@ -219,6 +225,8 @@ def meet(x: Generic, y: Generic, rank: int) -> Generic:
     """What is true of two values."""
     if x == y:
         return x
+    if x.infinite or y.infinite:
+        return opaque(x, y)
     return dataclasses.replace(
         either(x, y, rank=rank),
         rows=frozenset(a for a in range(rank) if x.has_rows([a]) and y.has_rows([a])),
