@@ -22,10 +22,10 @@ def named_axes(
     names: dict[Atom, str] = {}
     for path, axes in terms.items():
         for number, term in enumerate(axes):
-            free = [atom for atom in _leaf_terms(term) if isinstance(atom, Atom) and _is_free(atom, allowed)]
-            for place, atom in enumerate(_leaf_terms(term)):
-                if atom in free:
-                    several = f".{place}" if len(list(_leaf_terms(term))) > 1 else ""
+            places = list(_leaf_terms(term))
+            for place, atom in enumerate(places):
+                if isinstance(atom, Atom) and _is_free(atom, allowed):
+                    several = f".{place}" if len(places) > 1 else ""
                     names.setdefault(atom, f"{path}:{number}{several}")
     axes = {path: tuple(_axis(term, names) for term in axes) for path, axes in terms.items()}
     return axes, {name: atom for atom, name in names.items()}

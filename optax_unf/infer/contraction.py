@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from optax_unf.infer.structural import split_factor
-from optax_unf.infer.terms import Atom, Term, fix, join, product_of
+from optax_unf.infer.terms import Atom, Term, fix, product_of
+from optax_unf.infer.unify import join
 from optax_unf.infer.value import Value
 
 Params = dict[str, Any]
@@ -18,16 +19,7 @@ def dot_general(params: Params, left: Value, right: Value) -> Value:
     batch = [join(left.axes[a], right.axes[b]) for a, b in zip(left_batch, right_batch, strict=True)]
     free = [term for axis, term in enumerate(left.axes) if axis not in (*left_gone, *left_batch)]
     free += [term for axis, term in enumerate(right.axes) if axis not in (*right_gone, *right_batch)]
-    return Value((*batch, *free), sources=_sources(left, right))
-
-
-def _sources(left: Value, right: Value) -> frozenset[int] | None:
-    """Parameters in general position make a product of anything distinct, but for rows of zeros."""
-    if left.sources is None and right.sources is None:
-        return None
-    if any(v.sources is None and v.zeros for v in (left, right)):
-        return None
-    return (left.sources or frozenset()) | (right.sources or frozenset())
+    return Value((*batch, *free))
 
 
 def convolution(shape: tuple[int, ...], params: Params, x: Value, kernel: Value) -> Value:

@@ -1,6 +1,5 @@
 """Rules for operations that act on each entry by itself."""
 
-import itertools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -8,19 +7,17 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from optax_unf.infer.terms import Atom, Term, Uniform, is_uniform, join
-from optax_unf.infer.value import Along, Given, IndexOf, Never, Shifted, Value, plain
+from optax_unf.infer.terms import Atom, Term, Uniform, is_uniform
+from optax_unf.infer.unify import join
+from optax_unf.infer.value import Along, Given, IndexOf, Never, Shifted, Value, index_terms, plain
 
-# Unary maps that take distinct numbers to distinct numbers.
-_INJECTIVE = {
-    *("acos", "acosh", "asin", "asinh", "atan", "atanh", "cbrt", "conj", "convert_element_type", "copy", "copy_p"),
-    *("digamma", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "imag", "lgamma", "log", "log1p", "logistic", "neg"),
-    *("optimization_barrier", "real", "reduce_precision", "rsqrt", "sinh", "sqrt", "stop_gradient", "tan", "tanh"),
-}
 _UNARY = {
-    *("abs", "bessel_i0e", "bessel_i1e", "bitcast_convert_type", "ceil", "clz", "cos", "cosh", "device_put", "floor"),
-    *("integer_pow", "is_finite", "layout_constraint", "name", "not", "one_minus_square", "population_count"),
-    *("reshard", "round", "sharding_constraint", "sign", "sin", "square"),
+    *("abs", "acos", "acosh", "asin", "asinh", "atan", "atanh", "bessel_i0e", "bessel_i1e", "bitcast_convert_type"),
+    *("cbrt", "ceil", "clz", "conj", "convert_element_type", "copy", "copy_p", "cos", "cosh", "digamma", "erf"),
+    *("erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "imag", "integer_pow", "is_finite", "layout_constraint"),
+    *("lgamma", "log", "log1p", "logistic", "name", "neg", "not", "one_minus_square", "population_count", "pvary"),
+    *("real", "reduce_precision", "reshard", "round", "rsqrt", "sharding_constraint", "sign", "sin", "sinh", "sqrt"),
+    *("square", "stop_gradient", "tan", "tanh"),
 }
 _NARY = {
     *("add", "add_any", "and", "atan2", "clamp", "complex", "div", "eq", "eq_to", "ge", "gt", "igamma"),
@@ -28,15 +25,11 @@ _NARY = {
     *("polygamma", "pow", "random_gamma", "regularized_incomplete_beta", "rem", "select_n", "shift_left"),
     *("shift_right_arithmetic", "shift_right_logical", "sub", "xor", "zeta"),
 }
-_NEVER_ZERO = {"cosh", "exp", "exp2", "logistic", "rsqrt"}
-_ROUNDS = {"ceil", "floor", "round", "sign"}
 _KEEPS_MEANING = {
     "convert_element_type",
     "copy",
     "copy_p",
     "stop_gradient",
-    "device_put",
-    "optimization_barrier",
     "name",
 }
 
@@ -70,18 +63,12 @@ def elementwise(name: str, shape: tuple[int, ...], dtype: Any, values: tuple[Val
     Operands are of the result's shape and type, but for conversions, or scalars, or of size 1 along some axes.
     """
     axes = list(joined_axes(shape, values))
-    meaning, sources = None, None
-    if len(values) == 1:
+    meaning = None
+    if name in _KEEPS_MEANING:
         (x,) = values
-        meaning = x.meaning if name in _KEEPS_MEANING else None
-        # A conversion to integers rounds.
-        sources = x.sources if name in _INJECTIVE and jnp.issubdtype(dtype, jnp.inexact) else None
+        meaning = x.meaning if _counts_to(x, dtype) else None
     elif name in ("add", "sub"):
-        sources = _combined([v for v in values if v.sources is not None])
-        meaning = _shifted(values)
-    elif name in ("mul", "div"):
-        factors = [v for v in values if v.constant is None or _holds_zeros(v)]
-        sources = _combined(factors) if all(v.sources is not None for v in factors) else None
+        meaning = _shifted(name, values)
     elif name in ("lt", "select_n"):
         meaning = _wrapped(name, values)
     elif name in ("eq", "ne"):
@@ -89,23 +76,22 @@ def elementwise(name: str, shape: tuple[int, ...], dtype: Any, values: tuple[Val
     constant = None
     if name in _FOLDS and all(v.constant is not None for v in values):
         constant = np.asarray(_FOLDS[name](*(v.constant for v in values))).astype(dtype)
-    zeros = _may_be_zero(name, dtype, values)
-    return Value(tuple(axes), meaning, sources, constant, zeros)
+    return Value(tuple(axes), meaning, constant)
 
 
-def _may_be_zero(name: str, dtype: Any, values: tuple[Value, ...]) -> bool:
-    zeros = [v.zeros or _holds_zeros(v) for v in values]
-    if name in _NEVER_ZERO:
-        return False
-    if name in _ROUNDS or not jnp.issubdtype(dtype, jnp.inexact):
-        return True
-    if name in ("add", "add_any", "sub"):
-        return all(zeros)
-    return zeros[0] if name == "div" else any(zeros)
+def _counts_to(x: Value, dtype: Any) -> bool:
+    """Whether a type can hold the positions that a value has: narrow integers wrap around, and short floats round."""
+    largest = max((term.size for term in index_terms(x.meaning)), default=0)
+    if isinstance(x.meaning, Along):
+        largest = x.axes[x.meaning.axis].size
+    return largest <= largest_position(dtype)
 
 
-def _holds_zeros(value: Value) -> bool:
-    return value.constant is not None and not np.all(value.constant)
+def largest_position(dtype: Any) -> int:
+    """The largest integer up to which a type has all of them."""
+    if jnp.issubdtype(dtype, jnp.integer):
+        return int(jnp.iinfo(dtype).max)
+    return 2 ** int(jnp.finfo(dtype).nmant) if jnp.issubdtype(dtype, jnp.floating) else 0
 
 
 def joined_axes(shape: tuple[int, ...], values: tuple[Value, ...]) -> tuple[Term, ...]:
@@ -120,17 +106,11 @@ def joined_axes(shape: tuple[int, ...], values: tuple[Value, ...]) -> tuple[Term
     return tuple(axes)
 
 
-def _combined(values: list[Value]) -> frozenset[int] | None:
-    """The sources of a sum or product of such values, unless they may cancel: as a - a and a / a do."""
-    for x, y in itertools.pairwise(values):
-        differ = any(is_uniform(a) != is_uniform(b) for a, b in zip(x.axes, y.axes, strict=False))
-        if x.sources == y.sources and not differ:
-            return None
-    return frozenset().union(*(v.sources or () for v in values)) if values else None
-
-
-def _shifted(values: tuple[Value, ...]) -> Shifted | Along | IndexOf | None:
-    x, y = sorted(values, key=lambda v: v.constant is not None)
+def _shifted(name: str, values: tuple[Value, ...]) -> Shifted | Along | IndexOf | None:
+    """Positions plus a constant, or minus one."""
+    x, y = values
+    if name == "add" and x.constant is not None:
+        x, y = y, x
     if y.constant is None or not isinstance(x.meaning, Along | IndexOf):
         return None
     return Shifted(x.meaning) if np.any(y.constant) else x.meaning
@@ -180,4 +160,4 @@ def _counts_alone(value: Value, axis: int) -> bool:
     return all(is_uniform(term) for a, term in enumerate(value.axes) if a != axis)
 
 
-NAMES = frozenset((*_INJECTIVE, *_UNARY, *_NARY))
+NAMES = frozenset((*_UNARY, *_NARY))

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from optax_unf.infer.structural import part
-from optax_unf.infer.terms import Atom, Term, Uniform, fix, is_uniform, join, split_sum, sum_of
+from optax_unf.infer.terms import Term, Uniform, fix, is_uniform, ordered, sum_of
+from optax_unf.infer.unify import cut, join
 from optax_unf.infer.value import Columns, Given, IndexOf, Meaning, Value, index_terms, plain
 
 Params = dict[str, Any]
@@ -60,9 +61,8 @@ def scatter(name: str, params: Params, operand: Value, indices: Value, updates: 
         if update.size == term.size:
             axes[dim] = join(term, update)
         else:
-            fix(term, "order")
             fix(update, "order")
-            axes[dim] = Atom(term.size, "order")
+            axes[dim] = ordered(term)
     return Value(tuple(axes))
 
 
@@ -85,18 +85,16 @@ def dynamic_slice(params: Params, operand: Value, *starts: Value) -> Value:
 
 def dynamic_update_slice(operand: Value, update: Value, *starts: Value) -> Value:
     """What is written replaces a part of a sum where the start is known; else the order matters."""
-    cut = [axis for axis, term in enumerate(operand.axes) if term.size != update.axes[axis].size]
-    axes = [term if axis in cut else join(term, update.axes[axis]) for axis, term in enumerate(operand.axes)]
-    for axis in cut:
+    partial = [axis for axis, term in enumerate(operand.axes) if term.size != update.axes[axis].size]
+    axes = [term if axis in partial else join(term, update.axes[axis]) for axis, term in enumerate(operand.axes)]
+    for axis in partial:
         term, new = operand.axes[axis], update.axes[axis]
         at = _start(starts[axis], term.size, new.size)
-        if at is not None and len(cut) == 1:
-            before, after = split_sum(term, at)
-            axes[axis] = sum_of([before, new, split_sum(after, new.size)[1]])
+        if at is not None and len(partial) == 1:
+            axes[axis] = sum_of([cut(term, 0, at), new, cut(term, at + new.size, term.size)])
         else:
-            fix(term, "order")
             fix(new, "order")
-            axes[axis] = Atom(term.size, "order")
+            axes[axis] = ordered(term)
     return Value(tuple(axes))
 
 
@@ -107,8 +105,7 @@ def _start(start: Value, size: int, length: int) -> int | None:
 def _read(term: Term, size: int, reason: str = "order") -> Term:
     if is_uniform(term):
         return Uniform(size)
-    fix(term, reason)
-    return Atom(size, reason)
+    return ordered(term, reason, size)
 
 
 def _index(term: Term, meaning: Meaning | None) -> Term:
@@ -118,10 +115,7 @@ def _index(term: Term, meaning: Meaning | None) -> Term:
     for other in index_terms(meaning):
         fix(other, "order")
     reason = "data" if isinstance(meaning, Given) else "order"
-    if is_uniform(term):
-        return Atom(term.size, reason)
-    fix(term, reason)
-    return term
+    return ordered(term, reason)
 
 
 def _meaning_of(dim: int, index_map: Sequence[int], indices: Value) -> Meaning | None:

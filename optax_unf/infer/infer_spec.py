@@ -4,12 +4,15 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import PyTree
 
+from optax_unf.infer import generic
 from optax_unf.infer.axes import named_axes, reasons_of
-from optax_unf.infer.interpret import Interpreter, constant_of
+from optax_unf.infer.interpret import Interpreter, constant_of, has_ties
 from optax_unf.infer.terms import fix
 from optax_unf.infer.value import Given, Value, plain, scattered
 from optax_unf.paths import leaves_by_path, natural_order, show_path
@@ -93,7 +96,7 @@ def infer_spec(
             )
     shapes = {path: tuple(np.shape(leaf)) for path, leaf in leaves.items()}
     values = {
-        path: Value(scattered(shape), sources=frozenset([number]))
+        path: Value(scattered(shape), generic=parameter_of(number, leaves[path]))
         for number, (path, shape) in enumerate(shapes.items())
     }
     unused = _follow(fn, params, args, list(values.values()), strict)
@@ -123,6 +126,22 @@ def infer_spec(
 
 def _like(params: PyTree, axes: dict[str, Any]) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(params), [axes[path] for path in leaves_by_path(params)])
+
+
+def parameter_of(number: int, leaf: Any) -> generic.Generic:
+    """What is almost surely true of a leaf: its entries are independent, if they are real numbers."""
+    is_real = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    return generic.parameter(number, np.ndim(leaf)) if is_real else generic.parameter(number, 0, known=False)
+
+
+def data_of(array: Any) -> generic.Generic:
+    """What is true of an argument, by its values if it has any."""
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return generic.Generic()
+    has_values = isinstance(array, np.ndarray) or (
+        isinstance(array, jax.Array) and not isinstance(array, Tracer) and array.is_fully_addressable
+    )
+    return generic.data(tuple(array.shape), np.asarray(array) if has_values else None)
 
 
 def _follow(
@@ -155,9 +174,12 @@ def _follow(
             "The outputs of the function must depend on its parameters, but no leaf is used. Check that it gets its "
             "parameters from its first argument."
         )
-    given = [Value(scattered(tuple(var.aval.shape), "data"), Given()) for var in closed.jaxpr.invars[len(values) :]]
+    arguments = [x for x, a in zip(inputs, is_array, strict=True) if a][len(values) :]
+    given = [Value(scattered(tuple(np.shape(x)), "data"), Given(), generic=data_of(x)) for x in arguments]
     read = [value for value, u in zip([*values, *given], used, strict=True) if u]
-    for output in Interpreter(strict=strict).run(jaxpr, [constant_of(c) for c in closed.consts], read):
+    interpreter = Interpreter(strict=strict, has_ties=has_ties(jaxpr))
+    for output in interpreter.run(jaxpr, [constant_of(c) for c in closed.consts], read):
         for term in plain(output).axes:
             fix(term, "data")
+    interpreter.finish(values)
     return [not u for u in used[: len(values)]]

@@ -1,20 +1,27 @@
 """Following a function, operation by operation: from the values of its inputs to the values of its outputs."""
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
-from optax_unf.infer import contraction, control, elementwise, indexing, structural
+from optax_unf.infer import contraction, control, elementwise, indexing, sharded, structural
+from optax_unf.infer.axes import reasons_of
+from optax_unf.infer.generic_rules import generic_of
 from optax_unf.infer.terms import fix, is_movable
 from optax_unf.infer.value import Given, Value, constant_value, index_terms, scattered
 
 Rule: TypeAlias = Callable[["Interpreter", JaxprEqn, tuple[Value, ...]], Value | Sequence[Value]]
 
 _SCATTERS = ("scatter", "scatter-add", "scatter-mul", "scatter-min", "scatter-max", "scatter-sub")
+_COMPARES = {"argmax", "argmin", "top_k", "sort"}
+# These follow functions, whose operations say what is true of the results.
+_CALLS = {"scan", "while", "cond", "shard_map"}
 # These make what they can of positions in an axis that moves. Anything else that computes with them sees its order.
 _READS_INDICES = {"gather", "dynamic_slice", "eq", "ne", "lt", *_SCATTERS}
 _IGNORED = {"debug_callback", "debug_print"}
@@ -25,11 +32,14 @@ class Interpreter:
 
     Attributes:
       strict: whether a primitive without a rule is an error.
+      has_ties: whether there are operations that have to know which entries may be equal.
     """
 
-    def __init__(self, *, strict: bool = False) -> None:
+    def __init__(self, *, strict: bool = False, has_ties: bool = True) -> None:
         self.strict = strict
+        self.has_ties = has_ties
         self._unknown: set[str] = set()
+        self._silent: dict[str, str] = {}  # messages about those whose operands do not move
         self._within: list[JaxprEqn] = []  # the operations that are being followed, from the outermost
 
     def run(self, jaxpr: Jaxpr, consts: Sequence[Value], inputs: Sequence[Value]) -> list[Value]:
@@ -58,8 +68,9 @@ class Interpreter:
             return self.call(inner, values)
         out = self._give_up(eqn, values) if rule is None else rule(self, eqn, values)
         outs = [out] if isinstance(out, Value) else list(out)
-        if eqn.primitive.name not in elementwise.NAMES and any(v.zeros for v in values):
-            outs = [dataclasses.replace(v, zeros=True) for v in outs]
+        if self.has_ties and eqn.primitive.name not in _CALLS:
+            found = generic_of(eqn, values)
+            outs = [dataclasses.replace(v, generic=g) for v, g in zip(outs, found, strict=True)]
         if eqn.primitive.name not in _READS_INDICES:
             kept = [term for value in outs for term in index_terms(value.meaning)]
             for term in (term for value in values for term in index_terms(value.meaning)):
@@ -72,20 +83,49 @@ class Interpreter:
 
     def _give_up(self, eqn: JaxprEqn, values: tuple[Value, ...]) -> list[Value]:
         name = eqn.primitive.name
+        if name in _IGNORED:
+            return [Value(scattered(_shape(var), "unknown")) for var in eqn.outvars]
         touched = [term for value in values for term in value.axes]
-        if name not in self._unknown | _IGNORED and any(map(is_movable, touched)):
+        if name not in self._unknown:
             message = (
                 f"infer_spec has no rule for the primitive {name!r}, used at {_source(self._within)}: the axes of its "
-                f"operands are taken as fixed, so that symmetries may be missed but none is false."
+                f"operands and results are taken as fixed, so that symmetries may be missed but none is false."
             )
-            if self.strict:
-                raise NotImplementedError(f"{message} Replace the operation, or drop strict=True.")
-            warnings.warn(message, stacklevel=2)
-            self._unknown.add(name)
-        if name not in _IGNORED:
-            for term in touched:
-                fix(term, "unknown")
-        return [Value(scattered(_shape(var), "unknown")) for var in eqn.outvars]
+            if any(map(is_movable, touched)):
+                self._warn(name, message)
+            elif any(math.prod(_shape(var)) > 1 for var in eqn.outvars):
+                self._silent.setdefault(name, message)
+        for term in touched:
+            fix(term, "unknown")
+        # What is computed from data alone is data.
+        data = values and all(isinstance(v.meaning, Given) or v.constant is not None for v in values)
+        reasons = ("unknown", "data") if data and "callback" not in name else ("unknown",)
+        return [Value(scattered(_shape(var), *reasons)) for var in eqn.outvars]
+
+    def _warn(self, name: str, message: str) -> None:
+        if self.strict:
+            raise NotImplementedError(f"{message} Replace the operation, or drop strict=True.")
+        warnings.warn(message, stacklevel=2)
+        self._unknown.add(name)
+
+    def finish(self, parameters: Sequence[Value]) -> None:
+        """Warns of operations without a rule whose results alone keep an axis of the parameters from moving."""
+        if any({*reasons_of(term)} == {"unknown"} for value in parameters for term in value.axes):
+            for name, message in self._silent.items():
+                if name not in self._unknown:
+                    self._warn(name, message)
+
+
+def has_ties(jaxpr: Jaxpr) -> bool:
+    """Whether an operation in it has to know which entries may be equal."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in _COMPARES and (eqn.primitive.name != "sort" or len(eqn.invars) > 1):
+            return True
+        for inner in jax.tree.leaves(eqn.params, is_leaf=lambda x: isinstance(x, Jaxpr | ClosedJaxpr)):
+            inner = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
+            if isinstance(inner, Jaxpr) and has_ties(inner):
+                return True
+    return False
 
 
 def constant_of(const: Any) -> Value:
@@ -130,15 +170,21 @@ def _plain(rule: Callable[..., Any]) -> Rule:
 
 
 def _collective(interpreter: Interpreter, eqn: JaxprEqn, values: tuple[Value, ...]) -> Sequence[Value]:
-    """Under `jax.vmap` with a name for its axis, this reduces an axis of the array."""
-    if eqn.params.get("axis_index_groups") is not None or not all(isinstance(axis, int) for axis in eqn.params["axes"]):
+    groups = eqn.params.get("axis_index_groups")
+    if groups is not None and any(isinstance(axis, int) for axis in eqn.params["axes"]):
         return interpreter._give_up(eqn, values)
-    return [structural.reduction(eqn.params, x) for x in values]
+    return sharded.collective(eqn.params, *values)
+
+
+def _shard_map(interpreter: Interpreter, eqn: JaxprEqn, values: tuple[Value, ...]) -> Sequence[Value]:
+    if "in_specs" not in eqn.params:  # before JAX 0.8
+        return interpreter._give_up(eqn, values)
+    return sharded.shard_map(interpreter.call, eqn.params, *values)
 
 
 def _elementwise(_: Interpreter, eqn: JaxprEqn, values: tuple[Value, ...]) -> list[Value]:
     name = eqn.primitive.name
-    if name == "optimization_barrier":
+    if name in ("optimization_barrier", "device_put"):
         return list(values)
     if name == "bitcast_convert_type" and values[0].shape != _shape(eqn.outvars[0]):
         for term in values[0].axes:
@@ -149,7 +195,7 @@ def _elementwise(_: Interpreter, eqn: JaxprEqn, values: tuple[Value, ...]) -> li
 
 
 _RULES: dict[str, Rule] = {
-    **dict.fromkeys(elementwise.NAMES, _elementwise),
+    **dict.fromkeys((*elementwise.NAMES, "device_put", "optimization_barrier"), _elementwise),
     "transpose": _plain(structural.transpose),
     "broadcast_in_dim": lambda _, eqn, values: structural.broadcast_in_dim(
         _shape(eqn.outvars[0]), {"broadcast_dimensions": tuple(range(len(values[0].axes)))} | eqn.params, values[0]
@@ -167,21 +213,30 @@ _RULES: dict[str, Rule] = {
         ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "reduce_xor"),
         _plain(structural.reduction),
     ),
-    **dict.fromkeys(("psum", "pmax", "pmin"), _collective),
+    **dict.fromkeys(("psum", "pmax", "pmin", "psum_invariant"), _collective),
+    **dict.fromkeys(("pvary", "ppermute"), lambda _, eqn, values: sharded.collective({}, *values)),
+    "axis_index": lambda _, eqn, values: Value(()),
+    "all_gather": _shapes(sharded.all_gather),
+    "reduce_scatter": _shapes(sharded.reduce_scatter),
+    "shard_map": _shard_map,
     **dict.fromkeys(("argmax", "argmin"), _plain(structural.argmax)),
     "top_k": _plain(structural.top_k),
     "sort": _plain(structural.sort),
-    **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "rev"), _plain(structural.ordered)),
+    **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), _plain(structural.cumulative)),
+    "rev": _plain(structural.rev),
     "iota": _plain(structural.iota),
     **dict.fromkeys(
         ("reduce_window", "reduce_window_max", "reduce_window_min", "reduce_window_sum", "select_and_scatter_add"),
         _shapes(structural.window),
     ),
-    "random_bits": lambda _, eqn, values: structural.random_bits(_shape(eqn.outvars[0])),
     **dict.fromkeys(
-        ("random_seed", "random_split", "random_fold_in", "random_wrap", "random_unwrap", "random_clone"),
-        lambda _, eqn, values: Value(scattered(_shape(eqn.outvars[0]), "noise")),
+        (
+            *("random_bits", "random_clone", "random_fold_in", "random_seed", "random_split", "random_unwrap"),
+            *("random_wrap", "rng_uniform", "threefry2x32"),
+        ),
+        lambda _, eqn, values: [structural.random(_shape(var), eqn.params, *values) for var in eqn.outvars],
     ),
+    "random_gamma": _shapes(structural.random_gamma),
     "gather": _shapes(indexing.gather),
     **{name: lambda _, eqn, values: indexing.scatter(eqn.primitive.name, eqn.params, *values) for name in _SCATTERS},
     "dynamic_slice": _plain(indexing.dynamic_slice),

@@ -1,10 +1,12 @@
 """Rules for operations that rearrange, cut, join or reduce axes."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
 
+from optax_unf.infer.elementwise import joined_axes, largest_position
 from optax_unf.infer.terms import (
     Atom,
     Term,
@@ -12,12 +14,11 @@ from optax_unf.infer.terms import (
     fix,
     has_repeats,
     is_uniform,
-    join,
+    ordered,
     product_of,
-    regroup,
-    split_sum,
     sum_of,
 )
+from optax_unf.infer.unify import cut, join, regroup
 from optax_unf.infer.value import Along, Columns, Given, IndexOf, Meaning, Value, scattered
 
 Params = dict[str, Any]
@@ -59,7 +60,7 @@ def reshape(shape: tuple[int, ...], x: Value) -> Value:
             meaning = Along([axis for axis, size in enumerate(shape) if size != 1][kept])
     elif isinstance(x.meaning, Given | IndexOf):
         meaning = x.meaning
-    return Value(axes, meaning, x.sources, None if x.constant is None else x.constant.reshape(shape))
+    return Value(axes, meaning, None if x.constant is None else x.constant.reshape(shape))
 
 
 def squeeze(shape: tuple[int, ...], params: Params, x: Value) -> Value:
@@ -94,18 +95,17 @@ def concatenate(shape: tuple[int, ...], params: Params, *xs: Value) -> Value:
 def split(params: Params, x: Value) -> list[Value]:
     """The axis was a sum."""
     x = dataclasses.replace(x, meaning=x.meaning if isinstance(x.meaning, Given | IndexOf) else None)
-    axis, rest, out = params["axis"], x, []
-    for size in params["sizes"]:
-        first, last = split_sum(rest.axes[axis], int(size))
-        out.append(_with_axis(x, axis, first))
-        rest = _with_axis(x, axis, last)
-    return out
+    axis, sizes = params["axis"], list(map(int, params["sizes"]))
+    starts = itertools.accumulate(sizes, initial=0)
+    return [
+        _with_axis(x, axis, cut(x.axes[axis], start, start + size)) for start, size in zip(starts, sizes, strict=False)
+    ]
 
 
 def stack(shape: tuple[int, ...], params: Params, *xs: Value) -> Value:
     """The new axis has a position for each array."""
     axis = params["axis"]
-    rows = [Value((*x.axes[:axis], Uniform(1), *x.axes[axis:]), x.meaning, x.sources) for x in xs]
+    rows = [Value((*x.axes[:axis], Uniform(1), *x.axes[axis:]), x.meaning) for x in xs]
     return concatenate(shape, {"dimension": axis}, *rows)
 
 
@@ -113,7 +113,7 @@ def unstack(params: Params, x: Value) -> list[Value]:
     """The positions of the axis one by one."""
     axis = params["axis"]
     rows = split({"axis": axis, "sizes": (1,) * x.axes[axis].size}, x)
-    return [Value((*row.axes[:axis], *row.axes[axis + 1 :]), sources=row.sources) for row in rows]
+    return [Value((*row.axes[:axis], *row.axes[axis + 1 :])) for row in rows]
 
 
 def tile(params: Params, x: Value) -> Value:
@@ -141,13 +141,12 @@ def part(term: Term, start: int, limit: int, stride: int = 1) -> Term:
     if (start, limit, stride) == (0, term.size, 1) or is_uniform(term):
         return term if size == term.size else Uniform(size)
     if stride == 1:
-        return split_sum(split_sum(term, start)[1], limit - start)[0]
+        return cut(term, start, limit)
     if term.size % stride == 0 and size == term.size // stride:
         outer, inner = regroup([term], [size, stride])
         fix(inner, "order")
         return outer
-    fix(term, "order")
-    return Atom(size, "order")
+    return ordered(term, size=size)
 
 
 def pad(shape: tuple[int, ...], params: Params, x: Value, filler: Value) -> Value:
@@ -156,8 +155,7 @@ def pad(shape: tuple[int, ...], params: Params, x: Value, filler: Value) -> Valu
     axes: list[Term] = []
     for term, (low, high, interior), size in zip(x.axes, params["padding_config"], shape, strict=True):
         if interior:
-            fix(term, "order")
-            axes.append(Atom(size, "order"))
+            axes.append(ordered(term, size=size))
             continue
         kept = part(term, max(-low, 0), term.size - max(-high, 0))
         axes.append(sum_of([Uniform(max(low, 0)), kept, Uniform(max(high, 0))]))
@@ -167,29 +165,33 @@ def pad(shape: tuple[int, ...], params: Params, x: Value, filler: Value) -> Valu
 def reduction(params: Params, x: Value) -> Value:
     """A sum, maximum or the like does not see the order of what it reduces."""
     gone = params["axes"]
-    return Value(tuple(term for axis, term in enumerate(x.axes) if axis not in gone), sources=x.sources)
+    return Value(tuple(term for axis, term in enumerate(x.axes) if axis not in gone))
 
 
 def argmax(params: Params, x: Value) -> Value:
     """The position moves with the axis, as long as there are no ties."""
     (axis,) = params["axes"]
     axes = tuple(term for a, term in enumerate(x.axes) if a != axis)
-    return Value(axes, _positions(x, axis))
+    return Value(axes, _positions(x, axis, params["index_dtype"]))
 
 
 def top_k(params: Params, x: Value) -> list[Value]:
     """The largest values in order do not see where they were; their positions move with the axis."""
     axis = params.get("axis", len(x.axes) - 1) % len(x.axes)
-    values = _with_axis(Value(x.axes, sources=x.sources), axis, Atom(params["k"], "order"))
-    return [values, Value(values.axes, _positions(x, axis))]
+    values = _with_axis(Value(x.axes), axis, Atom(params["k"], "order"))
+    return [values, Value(values.axes, _positions(x, axis, np.int32))]
 
 
-def _positions(x: Value, axis: int) -> IndexOf | None:
+def _positions(x: Value, axis: int, dtype: Any) -> IndexOf | None:
     """What the positions of the largest entries along an axis refer to."""
-    if x.sources is None or has_repeats(x.axes[axis]):
+    if not _is_distinct(x, axis) or x.axes[axis].size > largest_position(dtype):
         fix(x.axes[axis], "order")
         return None
     return IndexOf(x.axes[axis])
+
+
+def _is_distinct(x: Value, axis: int) -> bool:
+    return x.generic is not None and x.generic.is_distinct(axis) and not has_repeats(x.axes[axis])
 
 
 def sort(params: Params, *xs: Value) -> list[Value]:
@@ -197,11 +199,11 @@ def sort(params: Params, *xs: Value) -> list[Value]:
     axis = params["dimension"]
     carried = xs[params["num_keys"] :]
     term = xs[0].axes[axis]
-    unique = params["num_keys"] == 1 and xs[0].sources is not None and not has_repeats(term)
+    unique = params["num_keys"] == 1 and _is_distinct(xs[0], axis)
     if carried and not unique:
         for x in xs:
             fix(x.axes[axis], "order")
-    moving = [x for x in xs if x.meaning != Along(axis)]
+    moving = [x for number, x in enumerate(xs) if number < params["num_keys"] or x.meaning != Along(axis)]
     for x in moving:
         term = join(term, x.axes[axis])
     place = Atom(term.size, "order")
@@ -216,14 +218,21 @@ def sort(params: Params, *xs: Value) -> list[Value]:
             return IndexOf(term)
         return x.meaning if x.meaning == Given() else None
 
-    return [Value(tuple(axes), meaning(x), x.sources) for x in xs]
+    return [Value(tuple(axes), meaning(x)) for x in xs]
 
 
-def ordered(params: Params, x: Value) -> Value:
-    """Cumulative sums and reversals depend on the order."""
-    for axis in (params["axis"],) if "axis" in params else params["dimensions"]:
-        fix(x.axes[axis], "order")
-    return Value(x.axes)
+def cumulative(params: Params, x: Value) -> Value:
+    """Cumulative sums depend on the order, and what they make of equal entries is not equal."""
+    axis = params["axis"]
+    return Value((*x.axes[:axis], ordered(x.axes[axis]), *x.axes[axis + 1 :]))
+
+
+def rev(params: Params, x: Value) -> Value:
+    """Reversals depend on the order, unless all entries are equal."""
+    gone = params["dimensions"]
+    return Value(
+        tuple(ordered(term) if axis in gone and not is_uniform(term) else term for axis, term in enumerate(x.axes))
+    )
 
 
 def iota(params: Params) -> Value:
@@ -232,12 +241,23 @@ def iota(params: Params) -> Value:
     axes: list[Term] = [Uniform(size) for size in shape]
     axes[dimension] = scattered((shape[dimension],), "order")[0]
     constant = np.arange(shape[0]) if len(shape) == 1 and shape[0] <= 64 else None
-    return Value(tuple(axes), Along(dimension), constant=constant)
+    counts = shape[dimension] <= largest_position(params["dtype"])
+    return Value(tuple(axes), Along(dimension) if counts else None, constant=constant if counts else None)
 
 
-def random_bits(shape: tuple[int, ...]) -> Value:
-    """Draws are exchangeable, but those of one key are in order."""
+def random(shape: tuple[int, ...], params: Params, *xs: Value) -> Value:
+    """Draws are exchangeable, but those of one key are in order. Keys have no order that moves."""
+    del params
+    for x in xs:
+        for term in x.axes:
+            fix(term, "noise")
     return Value(scattered(shape, "noise"))
+
+
+def random_gamma(shape: tuple[int, ...], params: Params, key: Value, a: Value) -> Value:
+    """Each draw is that of its place and moves with its parameter."""
+    draws = random(shape, params, key)
+    return Value(joined_axes(shape, (draws, a)))
 
 
 def window(shape: tuple[int, ...], params: Params, *xs: Value) -> Value:
@@ -281,4 +301,4 @@ def _moved(x: Value, axes: tuple[Term, ...], where: Any, constant: Any) -> Value
         meaning = None if target is None or axes[target].size != x.axes[meaning.axis].size else Along(target)
     elif not isinstance(meaning, Given | IndexOf):
         meaning = None
-    return Value(axes, meaning, x.sources, None if x.constant is None else constant(x.constant))
+    return Value(axes, meaning, None if x.constant is None else constant(x.constant))

@@ -5,6 +5,8 @@ from typing import TypeAlias
 
 import numpy as np
 
+from optax_unf.infer import generic
+from optax_unf.infer.generic import Generic
 from optax_unf.infer.terms import Atom, Term, Uniform, fix
 
 
@@ -56,17 +58,14 @@ class Value:
     Attributes:
       axes: a term per axis.
       meaning: what its integers refer to, if that is known.
-      sources: the numbers of the parameters that it is computed from, if two of its entries are equal for almost no
-        parameters, so that an argmax has no ties; else `None`.
       constant: the value itself, where it is small and known.
-      zeros: whether its entries may be 0 for many parameters, as after a ReLU: a whole row of them may.
+      generic: what is almost surely true of its entries, if that is needed and known.
     """
 
     axes: tuple[Term, ...]
     meaning: Meaning | None = None
-    sources: frozenset[int] | None = None
     constant: np.ndarray | None = None
-    zeros: bool = False
+    generic: Generic | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -86,7 +85,8 @@ def constant_value(array: np.ndarray) -> Value:
     for axis, size in enumerate(shape):
         same = array.size == 0 or bool((array == array.take([0], axis)).all())
         axes.append(Uniform(size) if size < 2 or same else Atom(size, "constant"))
-    return Value(tuple(axes), constant=array if array.size <= 64 else None)
+    small = array.size <= 64
+    return Value(tuple(axes), constant=array if small else None, generic=None if small else generic.constant(array))
 
 
 def index_terms(meaning: Meaning | None) -> tuple[Term, ...]:
@@ -104,4 +104,9 @@ def plain(value: Value) -> Value:
     """The value as mere numbers: what its integers are positions in may no longer move."""
     for term in index_terms(value.meaning):
         fix(term, "order")
-    return Value(value.axes, value.meaning if isinstance(value.meaning, Given) else None, value.sources)
+    return Value(value.axes, value.meaning if isinstance(value.meaning, Given) else None, generic=value.generic)
+
+
+def constant_generic(value: Value) -> Generic | None:
+    """What is almost surely true of the entries of a value that may be known itself."""
+    return value.generic if value.constant is None else generic.constant(value.constant)
