@@ -1,69 +1,22 @@
 """Which arrays are matrices: the pairs of axes along which a leaf, or a part of one, is orthogonalized."""
 
 import dataclasses
-import math
 import re
 
-import jax.numpy as jnp
-from jaxtyping import Array, PyTree, Shaped
+from jaxtyping import PyTree
 
-from optax_unf.leaf import Block, LeafSpec
+from optax_unf.arguments import flatten_checked
+from optax_unf.infer import Inferred, resolved
+from optax_unf.leaf import LeafSpec
+from optax_unf.nominal.by_spec import matrices_of_spec
+from optax_unf.nominal.matrix import VECTORS, LeafMatrices, of_sides
 from optax_unf.optimizer import Spec
 from optax_unf.paths import natural_order
 from optax_unf.read_spec import make_spec
+from optax_unf.restrict import restrict
+from optax_unf.spec import PermutationSpec
 
-# Keys of flax and haiku for leaves that are no matrices, whatever their rank.
-_VECTORS = re.compile(r"bias|scale|pos|(^|/)(b|offset|cls|cls_token)$", re.IGNORECASE)
 _PROJECTIONS = re.compile(r"(^|/)(query|key|value)/", re.IGNORECASE)
-
-
-@dataclasses.dataclass(frozen=True)
-class Matrix:
-    """The axes of a block as those of a batch of matrices.
-
-    Attributes:
-      batch: axes along which matrices lie, each orthogonalized on its own.
-      rows: axes that together are the rows.
-      columns: axes that together are the columns.
-    """
-
-    batch: tuple[int, ...]
-    rows: tuple[int, ...]
-    columns: tuple[int, ...]
-
-    def flatten(self, x: Shaped[Array, "..."]) -> Shaped[Array, "batch rows columns"]:
-        """A block as a batch of matrices."""
-        shape = [math.prod(x.shape[a] for a in axes) for axes in (self.batch, self.rows, self.columns)]
-        return jnp.transpose(x, self._order).reshape(shape)
-
-    def unflatten(self, x: Shaped[Array, "batch rows columns"], shape: tuple[int, ...]) -> Shaped[Array, "..."]:
-        """The inverse of `flatten`: a block of this shape."""
-        inverse = sorted(range(len(shape)), key=self._order.__getitem__)
-        return jnp.transpose(x.reshape([shape[a] for a in self._order]), inverse)
-
-    @property
-    def _order(self) -> tuple[int, ...]:
-        return (*self.batch, *self.rows, *self.columns)
-
-
-@dataclasses.dataclass(frozen=True)
-class LeafMatrices:
-    """What one leaf is taken for.
-
-    Attributes:
-      leaf: its axes, and the blocks into which they cut it.
-      matrices: for each block the matrices in it, or None where Adam takes it.
-      why: the reason, in words.
-    """
-
-    leaf: LeafSpec
-    matrices: tuple[Matrix | None, ...]
-    why: str
-
-    @property
-    def path(self) -> str:
-        """The leaf's path."""
-        return self.leaf.path
 
 
 def find_matrices(
@@ -73,17 +26,42 @@ def find_matrices(
 
     Args:
       params: the parameters, or a part of them; only shapes are read.
-      spec: a `PermutationSpec`, nested tuples of names, or `Inferred`. Without one, by the conventions of flax and
-        haiku: two axes are a matrix, but for biases, scales and positions; of more axes the last is the output, but
-        for the kernels of queries, keys and values, `[model, heads, size]`.
+      spec: a `PermutationSpec`, nested tuples of names, `Inferred`, or a function of the parameters that returns one.
+        Without one, by the conventions of flax and haiku: two axes are a matrix, but for biases, scales and
+        positions; of more axes the last is the output, but for the kernels of queries, keys and values,
+        `[model, heads, size]`. With one, a matrix is a pair of permuted axes, or of a permuted and a data axis, in
+        each part of concatenated axes; experts and scanned layers are batches, heads and their size are one side;
+        fixed positions of a convolution belong to its inputs.
       heads: whether each head of a product axis is a matrix of its own.
       adam: a regular expression; leaves whose path it is found in are left to Adam.
 
     Returns:
       An entry for each leaf, sorted by path.
+
+    Raises:
+      ValueError, TypeError: the spec does not fit the parameters.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optax_unf import Concat
+      >>> params = {"qkv": jnp.zeros((8, 24))}
+      >>> (found,) = find_matrices(params, {"qkv": ("in", Concat("h", "h", "h"))})
+      >>> len(found.matrices)
+      3
     """
-    found = [_by_convention(leaf, heads) for leaf in make_spec(None, params).leaves]
+    if spec is None:
+        found = [_by_convention(leaf, heads) for leaf in make_spec(None, params).leaves]
+    else:
+        found = matrices_of_spec(_space(spec, params), heads)
     return tuple(_without(adam, leaf) for leaf in sorted(found, key=lambda found: natural_order(found.path)))
+
+
+def _space(spec: Spec, params: PyTree) -> PermutationSpec:
+    if callable(spec):
+        spec = spec(params)
+    space = resolved(spec if isinstance(spec, Inferred) else restrict(spec, params), params)
+    flatten_checked(space, params, "parameters")
+    return space
 
 
 def _without(adam: str | None, found: LeafMatrices) -> LeafMatrices:
@@ -97,18 +75,54 @@ def _by_convention(leaf: LeafSpec, heads: bool) -> LeafMatrices:
     rank = len(leaf.shape)
     if rank < 2:
         return LeafMatrices(leaf, (None,), "fewer than two axes")
-    if _VECTORS.search(leaf.path):
+    if VECTORS.search(leaf.path):
         return LeafMatrices(leaf, (None,), "a bias, scale or position by its name")
     if rank == 3 and _PROJECTIONS.search(leaf.path):
-        matrix = Matrix((1,), (0,), (2,)) if heads else Matrix((), (0,), (1, 2))
-        return LeafMatrices(leaf, (_if_sides(matrix, leaf.blocks[0]),), "a projection to heads by its name")
+        sides = ((1,), (0,), (2,)) if heads else ((), (0,), (1, 2))
+        matrix = of_sides(leaf.blocks[0], *sides)
+        return LeafMatrices(leaf, (matrix,), "a projection to heads by its name")
     if rank > 2 and leaf.shape[-2] == 1:
         return LeafMatrices(leaf, (None,), "one axis of neurons only")
-    matrix = Matrix((), tuple(range(rank - 1)), (rank - 1,))
-    return LeafMatrices(leaf, (_if_sides(matrix, leaf.blocks[0]),), "the last axis out, the others in")
+    matrix = of_sides(leaf.blocks[0], (), range(rank - 1), (rank - 1,))
+    return LeafMatrices(leaf, (matrix,), "the last axis out, the others in")
 
 
-def _if_sides(matrix: Matrix, block: Block) -> Matrix | None:
-    """The matrix, or None where a side is one entry long: that is a vector."""
-    sides = [math.prod(block.shape[a] for a in axes) for axes in (matrix.rows, matrix.columns)]
-    return matrix if min(sides) > 1 else None
+@dataclasses.dataclass(frozen=True)
+class MatrixTable:
+    """What an optimizer takes for a matrix; `print` shows it leaf by leaf.
+
+    Attributes:
+      leaves: an entry for each leaf, sorted by path.
+    """
+
+    leaves: tuple[LeafMatrices, ...]
+
+    def __str__(self) -> str:
+        rows = [("leaf", "shape", "taken for", "because")]
+        rows += [(x.path or "(bare array)", str(x.leaf.shape), _shown(x), x.why) for x in self.leaves]
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        return "\n".join("  ".join([*(f"{c:<{w}}" for c, w in zip(row, widths, strict=False)), row[3]]) for row in rows)
+
+
+def describe_matrices(
+    params: PyTree, spec: Spec = None, *, heads: bool = False, adam: str | None = None
+) -> MatrixTable:
+    """A table of which leaves, and which parts of them, are matrices: see `find_matrices`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> print(describe_matrices({"w": jnp.zeros((3, 2)), "b": jnp.zeros(2)}))
+      leaf  shape   taken for  because
+      b     (2,)    Adam       fewer than two axes
+      w     (3, 2)  3 x 2      the last axis out, the others in
+    """
+    return MatrixTable(find_matrices(params, spec, heads=heads, adam=adam))
+
+
+def _shown(found: LeafMatrices) -> str:
+    parts = [
+        "Adam" if matrix is None else matrix.shown(block.shape)
+        for matrix, block in zip(found.matrices, found.leaf.blocks, strict=True)
+    ]
+    runs = [(part, parts.count(part)) for part in dict.fromkeys(parts)]
+    return " and ".join(f"{n} parts {part}" if n > 1 else part for part, n in runs)

@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from optax_unf.arguments import check_real
 from optax_unf.leaf import join_blocks, split_blocks
-from optax_unf.nominal.matrices import LeafMatrices, Matrix, find_matrices
+from optax_unf.nominal.matrices import find_matrices
+from optax_unf.nominal.matrix import LeafMatrices, Matrix
 from optax_unf.nominal.polar import polar_factor
 from optax_unf.optimizer import Spec
 from optax_unf.paths import leaves_by_path
