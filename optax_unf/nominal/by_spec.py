@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from optax_unf.axes import Name, names_of
+from optax_unf.axes import Axis, Name, names_of
 from optax_unf.leaf import Block, LeafSpec
 from optax_unf.nominal.matrix import VECTORS, Group, LeafMatrices, Matrix, groups_of, of_sides
 from optax_unf.spec import PermutationSpec
@@ -25,7 +25,9 @@ class _Reader:
         rows = [self._named(leaf) for leaf in spec.leaves]
         self.stacks = _stacks(rows)
         self.pairs = _pairs([[names for names in row if not self.stacks.issuperset(names)] for row in rows])
-        self.uses = Counter(axis for leaf in spec.leaves for axis in leaf.axes if isinstance(axis, tuple))
+        self.uses: Counter[Axis] = Counter(
+            axis for leaf in spec.leaves for axis in leaf.axes if isinstance(axis, tuple)
+        )
 
     def read(self, leaf: LeafSpec) -> LeafMatrices:
         if VECTORS.search(leaf.path):
@@ -54,13 +56,7 @@ class _Reader:
                 gates = [k for k in group if block.factors[k][0] is None and len(group) > 1 and self.uses[axis] > 1]
                 batch += gates
                 named.append((index, tuple(k for k in group if k not in gates)))
-        # A router's experts are its outputs: a stack needs two more axes.
-        if batch and not fixed and len(named) == 1 and len(leaf.axes) == 2 and self._is_router(leaf, block):
-            return of_sides(block, (), batch, named[0][1]), "a pair of permuted axes"
         return self._sides(leaf, block, batch, self._merged(block, named), fixed)
-
-    def _is_router(self, leaf: LeafSpec, block: Block) -> bool:
-        return block.factors[-1][0] in self.stacks
 
     def _merged(self, block: Block, named: list[tuple[int, Group]]) -> list[tuple[int, Group]]:
         """Heads and their size, where they are axes of their own, as one side."""
