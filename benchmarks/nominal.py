@@ -4,6 +4,7 @@ Medians in one process, the three optimizers taking turns.
 """
 
 import argparse
+import itertools
 import statistics
 import time
 
@@ -18,7 +19,7 @@ def mlp():
     sizes = [64, *[256] * 5, 10]
     return {
         f"layer_{k}": {"kernel": jnp.ones((a, b)), "bias": jnp.ones(b)}
-        for k, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
+        for k, (a, b) in enumerate(itertools.pairwise(sizes))
     }
 
 

@@ -45,9 +45,9 @@ class _Reader:
         fixed: list[tuple[int, Group]] = []
         for index, (axis, group) in enumerate(zip(leaf.axes, groups, strict=True)):
             names = [block.factors[k][0] for k in group if block.factors[k][0] is not None]
-            if (index == 0 and leaf.path in self.layers) or (
-                len(group) == 1 and self.stacks.issuperset(names) and names
-            ):
+            # Experts stand first in their own leaves, last in their router's.
+            stacked = len(group) == 1 and bool(names) and not named and self.stacks.issuperset(names)
+            if stacked or (index == 0 and leaf.path in self.layers):
                 batch += group
             elif not names:
                 fixed.append((index, group))
