@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from optax_unf import nn as nn
+from optax_unf import nominal as nominal
 from optax_unf import tasks as tasks
 from optax_unf.axes import Concat as Concat
 from optax_unf.axes import Fixed as Fixed
@@ -12,6 +13,14 @@ from optax_unf.check import check_spec as check_spec
 from optax_unf.infer import Inferred as Inferred
 from optax_unf.infer import infer_spec as infer_spec
 from optax_unf.network import OptimizerConfig as OptimizerConfig
+from optax_unf.nominal import ScaleByDistanceState as ScaleByDistanceState
+from optax_unf.nominal import ScaleByOrthogonalState as ScaleByOrthogonalState
+from optax_unf.nominal import describe_matrices as describe_matrices
+from optax_unf.nominal import muon_dimension_numbers as muon_dimension_numbers
+from optax_unf.nominal import orthogonal as orthogonal
+from optax_unf.nominal import orthogonal_prodigy as orthogonal_prodigy
+from optax_unf.nominal import scale_by_distance as scale_by_distance
+from optax_unf.nominal import scale_by_orthogonal as scale_by_orthogonal
 from optax_unf.optimizer import ScaleByUNFState as ScaleByUNFState
 from optax_unf.optimizer import scale_by_unf as scale_by_unf
 from optax_unf.optimizer import unf as unf

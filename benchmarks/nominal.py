@@ -1,0 +1,74 @@
+"""Time of a step of orthogonalized momentum over that of `optax.contrib.muon`: `python benchmarks/nominal.py [--gpt2]`.
+
+Medians in one process, the three optimizers taking turns.
+"""
+
+import argparse
+import itertools
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import optax_unf
+
+
+def mlp():
+    sizes = [64, *[256] * 5, 10]
+    return {
+        f"layer_{k}": {"kernel": jnp.ones((a, b)), "bias": jnp.ones(b)}
+        for k, (a, b) in enumerate(itertools.pairwise(sizes))
+    }
+
+
+def gpt2(width=768, layers=12, tokens=50_257):
+    block = {
+        "qkv": {"kernel": jnp.ones((width, 3 * width)), "bias": jnp.ones(3 * width)},
+        "proj": {"kernel": jnp.ones((width, width)), "bias": jnp.ones(width)},
+        "up": {"kernel": jnp.ones((width, 4 * width)), "bias": jnp.ones(4 * width)},
+        "down": {"kernel": jnp.ones((4 * width, width)), "bias": jnp.ones(width)},
+    }
+    tables = {"wte": jnp.ones(tokens * width), "wpe": jnp.ones(1024 * width)}  # flat: Adam's, for both
+    return tables | {f"block_{k}": block for k in range(layers)}
+
+
+def measure(params, repeats):
+    optimizers = {
+        "optax.contrib.muon": optax.contrib.muon(1e-3, consistent_rms=0.2),
+        "orthogonal, not grafted": optax_unf.orthogonal(1e-3, graft=False),
+        "orthogonal, grafted": optax_unf.orthogonal(1e-3),
+        "orthogonal_prodigy": optax_unf.orthogonal_prodigy(1000),
+    }
+    keys = jax.random.split(jax.random.key(0), len(jax.tree.leaves(params)))
+    grads = jax.tree.map(
+        lambda x, k: jax.random.normal(k, x.shape), params, jax.tree.unflatten(jax.tree.structure(params), list(keys))
+    )
+    runs = {}
+    for name, optimizer in optimizers.items():
+        update, state = jax.jit(optimizer.update), jax.jit(optimizer.init)(params)
+        runs[name] = update, jax.block_until_ready(update(grads, state, params))[1]
+
+    times = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, (update, state) in runs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(update(grads, state, params))
+            times[name].append(time.perf_counter() - start)
+
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    for name, median in medians.items():
+        print(f"{name:<24} {1e3 * median:10.2f} ms  {median / medians['optax.contrib.muon']:.2f}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--gpt2", action="store_true", help="also a tree of the size of GPT-2 small")
+    parser.add_argument("--repeats", type=int, default=200)
+    arguments = parser.parse_args()
+    print("MLP of twelve leaves")
+    measure(mlp(), arguments.repeats)
+    if arguments.gpt2:
+        print("GPT-2 small")
+        measure(gpt2(), max(3, arguments.repeats // 40))
