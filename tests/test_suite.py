@@ -165,9 +165,11 @@ def test_meta_weights_and_functions_are_candidates(tmp_path):
     assert own.name.endswith("mine.py:make x 3")
     plain = Contender("sgd", lambda rate, steps, task: optax.sgd(rate), setting=0.3)
     np.testing.assert_allclose(measure(own, task, seeds=1).final, measure(plain, task, seeds=1).final, rtol=1e-5)
-    weights = candidate("mlp-fashion-mnist-sgdm", spec="inferred")
-    record = measure(weights, task, seeds=1)
-    assert record.final[0] < record.start[0]
+    for source in ("mlp-fashion-mnist-sgdm", "optax_unf:orthogonal_prodigy"):
+        record = measure(candidate(source, spec="inferred"), task, seeds=1)
+        assert record.final[0] < record.start[0]
+    with pytest.raises(ValueError, match="must take an argument spec"):
+        candidate(f"{tmp_path}/mine.py:make", spec="inferred")
     for wrong in ("nowhere:make", "optax:nothing", f"{tmp_path}/none.py:make"):
         with pytest.raises(ValueError, match="module:attribute"):
             candidate(wrong)

@@ -43,7 +43,7 @@ def run_suite(
       candidates: module:attribute or file.py:attribute, a function (total_steps) -> GradientTransformation, which may
         also take an argument factor; or meta-weights by name or path. None for the baselines alone.
       suite: unseen gives results; probe is there to choose by.
-      spec: Of meta-weights: none, or inferred from each task's loss.
+      spec: None, or inferred from each task's loss; functions take it as their argument spec.
       factors: Factors to run the candidates with.
       tune: The middle of a grid of factors, to take the best of, in place of --factors.
       task: Tasks of the suite by name, or of your own as module:attribute or file.py:attribute; by default all.

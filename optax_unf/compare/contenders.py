@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from optax_unf.infer import Inferred
 from optax_unf.optimizer import unf
 from optax_unf.tasks.task import Params, Task
 from optax_unf.weight_files import load_weights
@@ -94,7 +95,7 @@ def candidate(
       source: `module:attribute` or `file.py:attribute`, a function `(total_steps) -> GradientTransformation`, which may
         also take an argument `factor`; or meta-weights by name or path, which take their own alpha times the factor,
         with a cosine over the run.
-      spec: of meta-weights: none, or what is inferred from the task's loss.
+      spec: none, or what is inferred from the task's loss; a function takes it as its argument `spec`.
       setting: the factor.
       middle: of a grid of factors, to take the best of.
 
@@ -105,7 +106,7 @@ def candidate(
       >>> candidate("mlp-fashion-mnist-deepsets", setting=0.5).name
       'mlp-fashion-mnist-deepsets x 0.5'
     """
-    make = _imported(source) if ":" in source else _learned(source, spec)
+    make = _imported(source, spec) if ":" in source else _learned(source, spec)
     name = source if spec == "none" else f"{source}, {spec} spec"
     if middle is not None:
         name += ", tuned"
@@ -136,12 +137,15 @@ def imported(source: str) -> Any:
         raise ValueError(f"{source!r} must be module:attribute or file.py:attribute, but: {error}") from error
 
 
-def _imported(source: str) -> Make:
+def _imported(source: str, spec: str) -> Make:
     function = imported(source)
-    takes_factor = "factor" in inspect.signature(function).parameters
+    taken = inspect.signature(function).parameters
+    if spec == "inferred" and "spec" not in taken:
+        raise ValueError(f"{source} must take an argument spec to be given inferred specs, but takes {list(taken)}.")
 
     def make(factor: Array, steps: int, task: Task) -> optax.GradientTransformation:
-        return function(steps, factor=factor) if takes_factor else function(steps)
+        given = {"factor": factor} if "factor" in taken else {}
+        return function(steps, **given, **({"spec": _axes(task)} if spec == "inferred" else {}))
 
     return make
 
@@ -150,8 +154,15 @@ def _learned(source: str, spec: str) -> Make:
     weights = load_weights(source)
 
     def make(factor: Array, steps: int, task: Task) -> optax.GradientTransformation:
-        axes = getattr(task, "axes", None) if spec == "inferred" else None
+        axes = _axes(task) if spec == "inferred" else None
         alpha = jax.lax.stop_gradient(jnp.asarray(weights.alpha))
         return unf(weights, spec=axes, learning_rate=cosine(factor * alpha, steps), block_entries=0)
 
     return make
+
+
+def _axes(task: Task) -> Any:
+    """The task's spec: its own, or for a task without one, inferred from its loss."""
+    if (axes := getattr(task, "axes", None)) is not None:
+        return axes
+    return Inferred(task.loss, jax.eval_shape(task.sample, jax.random.key(0)))
