@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from optax_unf.compare.contenders import ADAM, MUON, UNTUNED_ADAM
+from optax_unf.compare.contenders import ADAM, BASELINES
 from optax_unf.compare.records import Record, Records
 from optax_unf.compare.speed import grid
 from optax_unf.compare.summary import AGAINST, Row, summarize, task_speed_up
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLUMNS = 4
+_BASELINES = tuple(contender.name for contender in BASELINES)
 _ABOUT = """\
 Speed-up: steps that a baseline needs for the loss that both reach, over steps taken; geometric mean over tasks and
 seeds, with its standard error over seeds. *Behind* counts tasks slower than Adam at 1e-3; quartiles and the worst task
@@ -183,7 +184,7 @@ def _plot_task(axes: "Axes", records: Records, task: str) -> None:
     for number, name in enumerate(names):
         if (record := records.get(task, name)) is None:
             continue
-        width = 1.8 if name in (UNTUNED_ADAM.name, ADAM.name, MUON.name) else 1.0
+        width = 1.0 if name in _BASELINES else 2.0
         mean = record.curves.mean(0)
         axes.plot(grid(record.horizon), mean, color=f"C{number % 10}", label=name, linewidth=width)
     curves = [r.curves.mean(0) for name in names if (r := records.get(task, name)) is not None]
