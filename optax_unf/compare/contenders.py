@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
@@ -155,8 +154,7 @@ def _learned(source: str, spec: str) -> Make:
 
     def make(factor: Array, steps: int, task: Task) -> optax.GradientTransformation:
         axes = _axes(task) if spec == "inferred" else None
-        alpha = jax.lax.stop_gradient(jnp.asarray(weights.alpha))
-        return unf(weights, spec=axes, learning_rate=cosine(factor * alpha, steps), block_entries=0)
+        return unf(weights, spec=axes, learning_rate=cosine(factor * weights.alpha, steps), block_entries=0)
 
     return make
 

@@ -1,5 +1,6 @@
 """Training problems of the suites: a network, data and a loss."""
 
+import abc
 import dataclasses
 import math
 from collections.abc import Callable
@@ -34,7 +35,7 @@ def squared_error(outputs: Float[Array, "..."], targets: Float[Array, "..."]) ->
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Problem:
+class Problem(abc.ABC):
     """What all problems have in common.
 
     Attributes:
@@ -53,17 +54,17 @@ class Problem:
         """Fresh parameters."""
         return self.network.init(key, self.sample(jax.random.key(0))[0])["params"]
 
+    @abc.abstractmethod
     def sample(self, key: Array) -> Any:
         """A training batch."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def loss(self, params: Params, batch: Any) -> Float[Array, ""]:
         """The mean loss of a batch."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def held_out(self) -> Any:
         """A batch of held-out data."""
-        raise NotImplementedError
 
     @property
     def axes(self) -> Inferred:
