@@ -10,6 +10,8 @@ from optax_unf.axes import Concat as Concat
 from optax_unf.axes import Fixed as Fixed
 from optax_unf.check import SpecError as SpecError
 from optax_unf.check import check_spec as check_spec
+from optax_unf.direction import ScaleByUNFState as ScaleByUNFState
+from optax_unf.direction import scale_by_unf as scale_by_unf
 from optax_unf.infer import Inferred as Inferred
 from optax_unf.infer import infer_spec as infer_spec
 from optax_unf.network import OptimizerConfig as OptimizerConfig
@@ -21,8 +23,6 @@ from optax_unf.nominal import orthogonal as orthogonal
 from optax_unf.nominal import orthogonal_prodigy as orthogonal_prodigy
 from optax_unf.nominal import scale_by_distance as scale_by_distance
 from optax_unf.nominal import scale_by_orthogonal as scale_by_orthogonal
-from optax_unf.optimizer import ScaleByUNFState as ScaleByUNFState
-from optax_unf.optimizer import scale_by_unf as scale_by_unf
 from optax_unf.optimizer import unf as unf
 from optax_unf.read_spec import make_spec as make_spec
 from optax_unf.spec import PermutationSpec as PermutationSpec

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -55,13 +56,20 @@ def _dtype_of(x: Any) -> jnp.dtype | None:
         return None
 
 
-def check_learning_rate(rate: optax.ScalarOrSchedule | None) -> None:
+def check_factor(factor: optax.ScalarOrSchedule) -> None:
     """Refuses what is neither a number nor a schedule."""
-    if rate is not None and not callable(rate) and _dtype_of(rate) is None:
-        raise TypeError(
-            f"learning_rate must be a number or an optax schedule, but is {rate!r}. Without one, the meta-trained rate "
-            f"is taken."
-        )
+    if not callable(factor) and _dtype_of(factor) is None:
+        raise TypeError(f"factor must be a number or an optax schedule, but is {factor!r}.")
+
+
+def check_total_steps(total_steps: Any) -> None:
+    """Refuses what is no positive integer, where that is known before tracing."""
+    if total_steps is None or isinstance(total_steps, jax.core.Tracer):
+        return
+    if isinstance(total_steps, bool | str) or np.ndim(total_steps) != 0 or int(total_steps) != total_steps:
+        raise TypeError(f"total_steps must be an integer, the updates in the whole run, but is {total_steps!r}.")
+    if total_steps < 1:
+        raise ValueError(f"total_steps must be positive, the updates in the whole run, but is {total_steps!r}.")
 
 
 def check_accumulator(dtype: DTypeLike | None) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import flax.linen as nn
 import jax
@@ -19,6 +19,17 @@ SMALL_ENTRIES = 2**13
 
 Head: TypeAlias = Literal["unf", "nfn", "deepsets", "none"]
 Normalization: TypeAlias = Literal["leaf", "entry"]
+Nominal: TypeAlias = Literal["momentum", "orthogonalized"]
+Step: TypeAlias = Literal["alpha", "distance"]
+
+
+_CHOICES = {
+    "head": Head,
+    "coefficients": Coefficients,
+    "normalization": Normalization,
+    "nominal": Nominal,
+    "step": Step,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +46,10 @@ class OptimizerConfig:
         `"entry"`: gradients are divided by their root mean square over time, entry by entry as in Adam, before anything
         else, and momenta for f by what theirs would be if gradients were noise; this takes one more accumulator. The
         nominal term is then that of Adam, and alpha has the size of its rates.
+      nominal: the nominal term. `"momentum"` as in the paper, or `"orthogonalized"`: `scale_by_orthogonal`, with the
+        step of Adam where there is no matrix, whatever the normalization.
+      step: what the direction is multiplied by. `"alpha"` as in the paper, or `"distance"`: alpha times the distance
+        to the solution that is estimated while training (`scale_by_distance`); alpha is then best near 1.
       alpha: initial step size.
       gamma_0: initial decay of the nominal momentum.
       beta: initial weight of f.
@@ -48,18 +63,18 @@ class OptimizerConfig:
     hidden_layers: int = 3
     pool: bool = False
     normalization: Normalization = "leaf"
+    nominal: Nominal = "momentum"
+    step: Step = "alpha"
     alpha: float = 0.1
     gamma_0: float = 0.9
     beta: float = 1e-3
     step_warmup: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.head not in ("unf", "nfn", "deepsets", "none"):
-            raise ValueError(f"head must be 'unf', 'nfn', 'deepsets' or 'none', but is {self.head!r}.")
-        if self.coefficients not in ("full", "tied"):
-            raise ValueError(f"coefficients must be 'full' or 'tied', but is {self.coefficients!r}.")
-        if self.normalization not in ("leaf", "entry"):
-            raise ValueError(f"normalization must be 'leaf' or 'entry', but is {self.normalization!r}.")
+        for name, choices in _CHOICES.items():
+            if (chosen := getattr(self, name)) not in get_args(choices):
+                *others, last = map(repr, get_args(choices))
+                raise ValueError(f"{name} must be {', '.join(others)} or {last}, but is {chosen!r}.")
         if self.hidden_channels < 1 or self.hidden_layers < 1:
             raise ValueError(
                 f"hidden_channels and hidden_layers must be positive, but are {self.hidden_channels} and "

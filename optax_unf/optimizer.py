@@ -1,170 +1,31 @@
-"""Eq. 31 as optax transformations."""
+"""A learned optimizer as a whole: Eq. 31, its step size, and a schedule over the run."""
 
 import functools
-from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float
 
-from optax_unf.arguments import (
-    check_accumulator,
-    check_block_entries,
-    check_learning_rate,
-    check_real,
-    flatten_checked,
-)
-from optax_unf.dtypes import at_least_float32
-from optax_unf.features import DECAYS
-from optax_unf.infer import Inferred, resolved
-from optax_unf.paths import leaves_by_path, show_path
-from optax_unf.restrict import restrict
-from optax_unf.sharding import replicated
-from optax_unf.spec import PermutationSpec
-from optax_unf.step import next_count, step
+from optax_unf.arguments import check_factor, check_total_steps
+from optax_unf.direction import Weights, scale_by_unf
+from optax_unf.infer import Spec
+from optax_unf.nominal.distance import scale_by_distance
 from optax_unf.weight_files import load_weights
-from optax_unf.weights import MetaWeights, check_fits
-
-Weights: TypeAlias = MetaWeights | str | Path
-Spec: TypeAlias = PermutationSpec | Inferred | PyTree | None
-
-
-class ScaleByUNFState(NamedTuple):
-    """State of `scale_by_unf`.
-
-    Attributes:
-      count: number of updates so far, int32 [].
-      momenta: seven trees like the parameters, of the accumulator dtype: the momentum at gamma_0, then those at
-        0.1, 0.5, 0.9, 0.99, 0.999 and 0.9999. With normalization `"entry"` of gradients that `squares` has scaled.
-      squares: a tree like the parameters, at least float32: the mean square of each gradient over time, if the weights'
-        normalization is `"entry"`; else None.
-    """
-
-    count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride] (optax names it so)
-    momenta: tuple[PyTree, ...]
-    squares: PyTree = None
-
-
-def scale_by_unf(
-    weights: Weights,
-    *,
-    spec: Spec = None,
-    accumulator_dtype: DTypeLike | None = None,
-    block_entries: int | None = None,
-) -> optax.GradientTransformationExtraArgs:
-    r"""Replaces gradients by the direction of a learned optimizer.
-
-    The direction is that of Eq. 31 of Zhou, Finn & Harrison 2024,
-
-    $$ m_t^{\gamma_0} + \beta f(W_t, \nabla_t, \{m_t^{\gamma_i}\}_i, t), \quad
-       m_t^{\gamma} = \gamma m_{t-1}^{\gamma} + (1 - \gamma) \nabla_t, $$
-
-    without the step size alpha and its sign: see `unf`. Weights with a warm-up (`OptimizerConfig.step_warmup`) multiply
-    it by 1 - exp(-t / tau), t being the number of the update. It is a pure function of the weights, so that `jax.vmap`
-    and `jax.grad` over them work. Features are computed in float32, or in float64 where a parameter is. Outside of
-    `jax.jit` too, an update is one compiled program.
-
-    A gradient that is not finite makes the update not finite, and enters the momenta: wrap the optimizer in
-    `optax.apply_if_finite`, which then drops the step and keeps the old state.
-
-    Args:
-      weights: a name of `optax_unf.list_pretrained()`, a path, or meta-weights.
-      spec: a `PermutationSpec`, the nested tuples of names that `make_spec` takes, or `Inferred(loss, *args)`, which
-        infers it from a function. By default the weights' own
-        where they belong to one weight space, else a name of its own for every axis. A spec of a whole model also
-        serves for a part of it, such as `optax.masked` and `optax.partition` pass on, and for the halves of complex
-        leaves, under `optax.contrib.split_real_and_imaginary`.
-      accumulator_dtype: of the momenta. By default that of the parameter, but at least float32: an average at decay
-        0.9999 does not move in bfloat16. Mean squares stay at least float32. Give it as a string, `"bfloat16"`, where
-        `optax.inject_hyperparams` would take a type for a schedule.
-      block_entries: large leaves are evaluated in blocks of about so many entries, whose hidden features are all that
-        is held of them; 0 evaluates every leaf whole. By default chosen for the device (see `optax_unf.evaluate`),
-        and 0 where there are several devices. A static argument for `optax.inject_hyperparams`.
-
-    Returns:
-      A transformation whose `update` requires `params`.
-
-    Raises:
-      ValueError: `params` is missing; the trees or the spec do not match; the state is that of weights with another
-        normalization; full-coefficient weights are used for
-        another weight space than theirs, or for a part of it.
-      TypeError: a parameter or gradient is not real floating-point, or `accumulator_dtype` is not; `block_entries` is
-        not a natural number; the state is that of another transformation.
-
-    Example:
-      >>> import jax.numpy as jnp, optax, optax_unf
-      >>> tx = optax.chain(optax_unf.scale_by_unf("mlp-fashion-mnist-deepsets"), optax.scale(-0.1))
-      >>> params = {"w": jnp.ones((3, 2))}
-      >>> state = tx.init(params)
-      >>> updates, state = tx.update({"w": jnp.ones((3, 2))}, state, params)
-      >>> updates["w"].shape
-      (3, 2)
-    """
-    if not isinstance(weights, MetaWeights):
-        weights = load_weights(weights)
-
-    check_accumulator(accumulator_dtype)
-    check_block_entries(block_entries)
-    zero = functools.partial(_zero_momentum, dtype=accumulator_dtype)
-    # In a narrower type squares would overflow, and their average at decay 0.999 stand still.
-    squares_dtype = None if accumulator_dtype is None else at_least_float32(accumulator_dtype)
-    zero_square = functools.partial(_zero_momentum, dtype=squares_dtype)
-
-    def init(params: optax.Params) -> ScaleByUNFState:
-        check_real(params, "parameter")
-        return ScaleByUNFState(
-            count=replicated(jnp.zeros([], jnp.int32), params),
-            momenta=tuple(jax.tree.map(zero, params) for _ in range(1 + len(DECAYS))),
-            squares=jax.tree.map(zero_square, params) if weights.config.scales_entries else None,
-        )
-
-    def update(
-        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: Any
-    ) -> tuple[optax.Updates, ScaleByUNFState]:
-        del extra  # every optax transformation accepts what others in its chain need
-        state = _checked_state(state)
-        if params is None:
-            raise ValueError(
-                "The learned optimizer looks at the parameters, but update was called without them. Call "
-                "update(gradients, state, params)."
-            )
-        check_real(params, "parameter")
-        check_real(updates, "gradient")
-        if (state.squares is not None) != weights.config.scales_entries:
-            raise ValueError(
-                f"The state {'lacks' if state.squares is None else 'has'} mean squares of the gradients, and is not "
-                f"that of weights with normalization={weights.config.normalization!r}. Call init with these weights."
-            )
-        space = _weight_space(weights, spec, params)
-        if not space.leaves:
-            return updates, state._replace(count=next_count(state.count))
-        direction, momenta, squares, count = step(
-            space.flatten(params, "parameters"),
-            [flatten_checked(space, tree, "momenta") for tree in state.momenta],
-            None if state.squares is None else flatten_checked(space, state.squares, "squares"),
-            state.count,
-            grads=flatten_checked(space, updates, "gradients"),
-            weights=weights,
-            space=space,
-            block_entries=block_entries,
-        )
-        return space.unflatten(direction, like=updates), ScaleByUNFState(
-            count,
-            tuple(space.unflatten(m, like=tree) for m, tree in zip(momenta, state.momenta, strict=True)),
-            None if squares is None else space.unflatten(squares, like=state.squares),
-        )
-
-    return optax.GradientTransformationExtraArgs(init, update)
+from optax_unf.weights import MetaWeights
 
 
 def unf(
-    weights: Weights,
+    weights: Weights = "universal",
     *,
+    total_steps: int | None = None,
+    factor: optax.ScalarOrSchedule = 1.0,
     spec: Spec = None,
-    learning_rate: optax.ScalarOrSchedule | None = None,
+    weight_decay: float | Float[Array, ""] = 0.0,
+    weight_decay_mask: Any | Callable[[optax.Params], Any] | None = None,
     accumulator_dtype: DTypeLike | None = None,
     block_entries: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -172,10 +33,20 @@ def unf(
 
     $$ W_{t+1} = W_t - \alpha (m_t^{\gamma_0} + \beta f(W_t, \nabla_t, \{m_t^{\gamma_i}\}_i, t)) $$
 
+    The default, `"universal"`, trains any network with nothing to tune but the number of steps. Its nominal term is
+    momentum that is orthogonalized wherever a leaf is a matrix (see `describe_matrices`), and its step size is found
+    while training. So there is no learning rate to give. A `factor` of 0.5 makes steps half as large as the optimizer
+    finds right.
+
     Args:
       weights: a name of `optax_unf.list_pretrained()`, a path, or meta-weights.
+      total_steps: updates in the whole run. The step then falls to zero along a cosine, and updates past the end are
+        zero. The count lives in the state, so that a resumed run goes on where it was. Without it, the step is not
+        scheduled, which ends at a higher loss.
+      factor: multiplies the step: a number or an optax schedule, which the cosine multiplies.
       spec: see `scale_by_unf`.
-      learning_rate: replaces the meta-trained alpha: a number or an optax schedule.
+      weight_decay: decoupled, as in `optax.adamw`: this part of the parameters is added to the direction.
+      weight_decay_mask: as in `optax.adamw`: a tree of booleans, or a function of the parameters that returns one.
       accumulator_dtype: see `scale_by_unf`.
       block_entries: see `scale_by_unf`.
 
@@ -183,17 +54,17 @@ def unf(
       A transformation whose `update` requires `params`.
 
     Raises:
-      ValueError: see `scale_by_unf`.
-      TypeError: see `scale_by_unf`; or the learning rate is neither a number nor a schedule.
+      ValueError: see `scale_by_unf`; or `total_steps` is not positive.
+      TypeError: see `scale_by_unf`; or `factor` is neither a number nor a schedule, `total_steps` no integer.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, optax_unf
       >>> def loss(params):
       ...     return jnp.sum((params["w"] - 1.0) ** 2)
       >>> params = {"w": jnp.zeros((3, 2))}
-      >>> tx = optax_unf.unf("mlp-fashion-mnist-sgdm")
+      >>> tx = optax_unf.unf(total_steps=200)
       >>> state = tx.init(params)
-      >>> for _ in range(100):
+      >>> for _ in range(200):
       ...     updates, state = tx.update(jax.grad(loss)(params), state, params)
       ...     params = optax.apply_updates(params, updates)
       >>> bool(loss(params) < 0.1)
@@ -201,55 +72,42 @@ def unf(
     """
     if not isinstance(weights, MetaWeights):
         weights = load_weights(weights)
-    check_learning_rate(learning_rate)
-    if learning_rate is None:
-        scale = optax.stateless(functools.partial(_descend, weights.alpha))
-    else:
-        scale = optax.scale_by_learning_rate(learning_rate)
-    return optax.chain(
-        scale_by_unf(weights, spec=spec, accumulator_dtype=accumulator_dtype, block_entries=block_entries), scale
-    )
+    check_total_steps(total_steps)
+    check_factor(factor)
+
+    direction = scale_by_unf(weights, spec=spec, accumulator_dtype=accumulator_dtype, block_entries=block_entries)
+    if not isinstance(weight_decay, int | float) or weight_decay:
+        decay = optax.add_decayed_weights(weight_decay, weight_decay_mask)  # pyright: ignore[reportArgumentType]
+        direction = optax.chain(direction, decay)
+
+    size = functools.partial(_step_size, weights.alpha, total_steps, factor)
+    if weights.config.step == "distance":
+        return optax.chain(scale_by_distance(direction, factor=size), optax.scale(-1.0))
+    if total_steps is None and not callable(factor):
+        return optax.chain(direction, optax.stateless(functools.partial(_descend, size(0))))
+    return optax.chain(direction, optax.scale_by_learning_rate(size))
 
 
-def _descend(alpha: Float[Array, ""], direction: optax.Updates, params: optax.Params | None) -> optax.Updates:
+def _descend(size: Float[Array, ""], direction: optax.Updates, params: optax.Params | None) -> optax.Updates:
     del params
-    # alpha is float32, and would promote the updates of narrower parameters.
-    return jax.tree.map(lambda d: -alpha.astype(d.dtype) * d, direction)
+    # The size is float32, and would promote the updates of narrower parameters.
+    return jax.tree.map(lambda d: -size.astype(d.dtype) * d, direction)
 
 
-def _weight_space(weights: MetaWeights, spec: Spec, params: PyTree) -> PermutationSpec:
-    if spec is None and weights.spec is not None:
-        # Names do not matter for the comparison of leaves, so the weights' own axes may stand for the parameters'.
-        shapes = {path: jnp.shape(x) for path, x in leaves_by_path(params).items()}
-        if shapes == {leaf.path: leaf.shape for leaf in weights.spec.leaves}:
-            return weights.spec
-    space = resolved(spec if isinstance(spec, Inferred) else restrict(spec, params), params)
-    if not space.leaves:
-        if paths := leaves_by_path(params):
-            raise ValueError(
-                f"The permutation spec must have the parameters, but has none of {', '.join(map(show_path, paths))}. "
-                f"It is the spec of other parameters, or these have been joined into one vector, as optax.flatten does."
-            )
-        return space
-    check_fits(weights, space)
-    flatten_checked(space, params, "parameters")
-    return space
+def _step_size(
+    alpha: Float[Array, ""], total_steps: int | None, factor: optax.ScalarOrSchedule, count: jax.typing.ArrayLike
+) -> Float[Array, ""]:
+    """alpha, times the factor, times a cosine from 1 to 0."""
+    size = alpha * jnp.asarray(factor(count) if callable(factor) else factor, jnp.float32)
+    return size if total_steps is None else size * cosine(total_steps, count)
 
 
-def _checked_state(state: optax.OptState) -> ScaleByUNFState:
-    if not isinstance(state, ScaleByUNFState):
-        raise TypeError(
-            f"The state must be the ScaleByUNFState that init of this transformation returns, but is a "
-            f"{type(state).__name__}. Give update the state of the same optimizer; one that was restored as plain "
-            f"containers must be restored into the structure of optimizer.init(params)."
-        )
-    if len(state.momenta) != 1 + len(DECAYS):
-        raise ValueError(
-            f"The state must hold {1 + len(DECAYS)} trees of momenta, but holds {len(state.momenta)}. Call init."
-        )
-    return state
+def cosine(total_steps: jax.typing.ArrayLike, count: jax.typing.ArrayLike) -> Float[Array, ""]:
+    """From 1 to 0 over a run, and 0 after it. Unlike `optax.cosine_decay_schedule`, it takes a traced number of steps.
 
-
-def _zero_momentum(x: Array, dtype: DTypeLike | None) -> Array:
-    # zeros_like keeps the sharding.
-    return jnp.zeros_like(x, dtype or at_least_float32(jnp.result_type(x)))
+    Example:
+      >>> float(cosine(10, 0)), float(cosine(10, 10)), float(cosine(10, 20))
+      (1.0, 0.0, 0.0)
+    """
+    fraction = jnp.minimum(jnp.asarray(count, jnp.float32) / total_steps, 1.0)
+    return (1.0 + jnp.cos(jnp.pi * fraction)) / 2.0

@@ -33,11 +33,14 @@ def step(
     count: Int[Array, ""],
     *,
     grads: Leaves,
+    nominal: Leaves | None,
     weights: MetaWeights,
     space: PermutationSpec,
     block_entries: int | None,
 ) -> Moved:
     """The direction, and the new state.
+
+    `nominal` is the nominal term where it is not the first of the momenta.
 
     They have the types and shardings of the parameters and of the old state. Called outside of `jax.jit`, this is one
     compiled program; inside, its operations become part of the program around it.
@@ -46,7 +49,8 @@ def step(
     if block_entries is None:
         block_entries = default_block_entries()
     program = _program(weights.config, space, int(block_entries), placements(moving))
-    return program(*moving, grads=tuple(grads), theta=weights.theta)
+    nominal = None if nominal is None else tuple(nominal)
+    return program(*moving, grads=tuple(grads), nominal=nominal, theta=weights.theta)
 
 
 @functools.lru_cache(_KEPT)
@@ -69,6 +73,7 @@ def _step(
     count: Int[Array, ""],
     *,
     grads: Leaves,
+    nominal: Leaves | None,
     theta: PyTree,
     config: OptimizerConfig,
     space: PermutationSpec,
@@ -81,7 +86,8 @@ def _step(
     # Behind the barrier, no decay is a constant to the compiler: it would turn 0.5 m + 0.5 g into 0.5 (m + g), compute
     # that twice, and keep a copy of m for it. Each decay has an array of its own, not a place in a common one, so that
     # all momenta of a shape have the same code, which is compiled once.
-    decays = [jnp.asarray(d, dtype) for d in (weights.gamma_0, *DECAYS)]
+    seen = DECAYS if config.head != "none" else ()
+    decays = [jnp.asarray(d, dtype) for d in (*([weights.gamma_0] if nominal is None else []), *seen)]
     shares = [tuple(x) for x in jax.lax.optimization_barrier([jnp.stack([d, 1.0 - d]) for d in decays])]
     if squares is not None:
         pairs = [scale_by_time(g.astype(dtype), v.astype(dtype), count) for g, v in zip(grads, squares, strict=True)]
@@ -92,9 +98,11 @@ def _step(
         _cast([d * m.astype(dtype) + rest * grad.astype(dtype) for (d, rest), m in zip(shares, old, strict=True)], old)
         for grad, *old in zip(grads, *momenta, strict=True)
     ]
-    direction = [after[0].astype(dtype) for after in new]
+    direction = [x.astype(dtype) for x in ([after[0] for after in new] if nominal is None else nominal)]
     if config.head != "none":
-        channels = [[param, grad, *after[1:]] for param, grad, after in zip(params, grads, new, strict=True)]
+        channels = [
+            [param, grad, *after[-len(DECAYS) :]] for param, grad, after in zip(params, grads, new, strict=True)
+        ]
         learned = evaluate(config, space, theta["network"], channels, known, encode_step(count), block_entries, dtype)
         beta = theta["beta"].astype(dtype)
         direction = [m + beta * f for m, f in zip(direction, learned, strict=True)]

@@ -154,7 +154,7 @@ def _learned(source: str, spec: str) -> Make:
 
     def make(factor: Array, steps: int, task: Task) -> optax.GradientTransformation:
         axes = _axes(task) if spec == "inferred" else None
-        return unf(weights, spec=axes, learning_rate=cosine(factor * weights.alpha, steps), block_entries=0)
+        return unf(weights, total_steps=steps, factor=factor, spec=axes, block_entries=0)
 
     return make
 

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any, TypeAlias, get_args
 
 import jax
 import numpy as np
@@ -86,7 +86,11 @@ class Inferred:
         return self._known[space]
 
 
-def resolved(spec: PermutationSpec | Inferred | PyTree | None, params: PyTree) -> PermutationSpec:
+Spec: TypeAlias = PermutationSpec | Inferred | PyTree | None
+"""What functions take for a spec: see `make_spec` and `Inferred`. With `None`, every axis has a name of its own."""
+
+
+def resolved(spec: Spec, params: PyTree) -> PermutationSpec:
     """The spec that a user means by any of the forms that functions accept: see `make_spec` and `Inferred`."""
     if isinstance(spec, Inferred):
         return spec.of(params)

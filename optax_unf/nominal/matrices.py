@@ -6,11 +6,10 @@ import re
 from jaxtyping import PyTree
 
 from optax_unf.arguments import flatten_checked
-from optax_unf.infer import Inferred, resolved
+from optax_unf.infer import Inferred, Spec, resolved
 from optax_unf.leaf import LeafSpec
 from optax_unf.nominal.by_spec import matrices_of_spec
 from optax_unf.nominal.matrix import VECTORS, LeafMatrices, of_sides
-from optax_unf.optimizer import Spec
 from optax_unf.paths import natural_order
 from optax_unf.read_spec import make_spec
 from optax_unf.restrict import restrict
