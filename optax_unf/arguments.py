@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
@@ -64,7 +64,7 @@ def check_factor(factor: optax.ScalarOrSchedule) -> None:
 
 def check_total_steps(total_steps: Any) -> None:
     """Refuses what is no positive integer, where that is known before tracing."""
-    if total_steps is None or isinstance(total_steps, jax.core.Tracer):
+    if total_steps is None or isinstance(total_steps, Tracer):
         return
     if isinstance(total_steps, bool | str) or np.ndim(total_steps) != 0 or int(total_steps) != total_steps:
         raise TypeError(f"total_steps must be an integer, the updates in the whole run, but is {total_steps!r}.")

@@ -61,8 +61,8 @@ def scale_by_unf(
        m_t^{\gamma} = \gamma m_{t-1}^{\gamma} + (1 - \gamma) \nabla_t, $$
 
     without the step size alpha and its sign: see `unf`. The first term is the nominal one; weights may have
-    orthogonalized momentum in its place (`OptimizerConfig.nominal`). Weights with a warm-up (`OptimizerConfig.step_warmup`) multiply
-    it by 1 - exp(-t / tau), t being the number of the update. It is a pure function of the weights, so that `jax.vmap`
+    orthogonalized momentum in its place (`OptimizerConfig.nominal`). Weights with a warm-up
+    (`OptimizerConfig.step_warmup`) multiply it by 1 - exp(-t / tau), t being the number of the update. It is a pure function of the weights, so that `jax.vmap`
     and `jax.grad` over them work. Features are computed in float32, or in float64 where a parameter is. Outside of
     `jax.jit` too, an update is one compiled program.
 

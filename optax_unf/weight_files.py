@@ -154,8 +154,8 @@ def _resolve(name_or_path: str | Path) -> Path:
     if not isinstance(name_or_path, str | os.PathLike):
         raise TypeError(
             f"Meta-weights must be MetaWeights, a path, or one of {', '.join(list_pretrained())}, but are of type "
-            f"{type(name_or_path).__name__}. init_weights and load_weights make MetaWeights. A learning rate is not needed: "
-            f"unf(total_steps=...) finds its step size, and factor=0.5 would halve it."
+            f"{type(name_or_path).__name__}. init_weights and load_weights make MetaWeights. A learning rate is not "
+            f"needed: unf(total_steps=...) finds its step size, and factor=0.5 would halve it."
         )
     if str(name_or_path) in list_pretrained():
         return _pretrained_folder() / f"{name_or_path}.safetensors"
