@@ -62,9 +62,9 @@ def scale_by_unf(
 
     without the step size alpha and its sign: see `unf`. The first term is the nominal one; weights may have
     orthogonalized momentum in its place (`OptimizerConfig.nominal`). Weights with a warm-up
-    (`OptimizerConfig.step_warmup`) multiply it by 1 - exp(-t / tau), t being the number of the update. It is a pure function of the weights, so that `jax.vmap`
-    and `jax.grad` over them work. Features are computed in float32, or in float64 where a parameter is. Outside of
-    `jax.jit` too, an update is one compiled program.
+    (`OptimizerConfig.step_warmup`) multiply it by 1 - exp(-t / tau), t being the number of the update. It is a pure
+    function of the weights, so that `jax.vmap` and `jax.grad` over them work. Features are computed in float32, or in
+    float64 where a parameter is. Outside of `jax.jit` too, the sum is one compiled program.
 
     A gradient that is not finite makes the update not finite, and enters the momenta: wrap the optimizer in
     `optax.apply_if_finite`, which then drops the step and keeps the old state.
