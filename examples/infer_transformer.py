@@ -69,7 +69,7 @@ def train(loss, params, sample, optimizer, steps):
 
 
 def main() -> None:
-    available = [name for name in WEIGHTS if name in optax_unf.list_pretrained()]
+    available = [name for name in WEIGHTS if name in optax_unf.list_pretrained().names]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", default=available[0], help="a pretrained name or a path")
     parser.add_argument("--steps", type=int, default=600)

@@ -24,10 +24,11 @@ from optax_unf.nominal import orthogonal_prodigy as orthogonal_prodigy
 from optax_unf.nominal import scale_by_distance as scale_by_distance
 from optax_unf.nominal import scale_by_orthogonal as scale_by_orthogonal
 from optax_unf.optimizer import unf as unf
+from optax_unf.pretrained import Pretrained as Pretrained
+from optax_unf.pretrained import list_pretrained as list_pretrained
 from optax_unf.read_spec import make_spec as make_spec
 from optax_unf.spec import PermutationSpec as PermutationSpec
 from optax_unf.transfer import transfer_weights as transfer_weights
-from optax_unf.weight_files import list_pretrained as list_pretrained
 from optax_unf.weight_files import load_card as load_card
 from optax_unf.weight_files import load_weights as load_weights
 from optax_unf.weight_files import save_weights as save_weights

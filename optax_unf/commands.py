@@ -18,10 +18,11 @@ from optax_unf.meta.results import Comparison, mean_and_error, read_comparison, 
 from optax_unf.meta.table import markdown_page, result_lines
 from optax_unf.network import Head, Normalization, OptimizerConfig
 from optax_unf.options import RunOptions, StageOptions, run_config
+from optax_unf.pretrained import Listing, list_pretrained
 from optax_unf.replaced import replaced, write_text
 from optax_unf.tasks.task import task_spec
 from optax_unf.transfer import transfer_weights
-from optax_unf.weight_files import list_pretrained, load_card, load_weights, save_weights
+from optax_unf.weight_files import load_weights, pretrained_names, save_weights
 from optax_unf.weights import MetaWeights, check_fits
 
 if TYPE_CHECKING:
@@ -42,17 +43,8 @@ def list_weights(*, describe: bool = False, task: tuple[str, ...] = (), data_dir
     chosen = task or tasks.names()
     for name in chosen:
         tasks.check_name(name)
-    rows = [("weights", "task", "head", "outer steps", "final loss")]
-    for name in list_pretrained():
-        card = load_card(name)
-        if card["task"] in chosen or not task:
-            config = load_weights(name).config
-            head = config.head + (f" ({', '.join(traits)})" if (traits := _traits(config)) else "")
-            best = min((record["final_loss"] for record in card["curve"]), default=float("nan"))
-            rows.append((name, card["task"], head, f"{card['outer_steps']:,}", f"{best:.4f}"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    listed = list_pretrained()
+    print(Listing(x for x in listed if x.trained_on in task) if task else listed)
     print("\ntasks")
     for name in chosen:
         print(tasks.describe(tasks.get(name, data_dir=data_dir)) if describe else name)
@@ -287,7 +279,7 @@ def _command() -> list[str]:
 
 def _pretrained_for(task: str) -> list[str]:
     wanted = [f"{task}-{head}{by}" for head in _HEADS for by in ("", "-entry")]
-    if not (found := [name for name in wanted if name in list_pretrained()]):
+    if not (found := [name for name in wanted if name in pretrained_names()]):
         raise ValueError(
             f"There must be pretrained meta-weights for {task}, {' or '.join(wanted)}, but there are none. Name others "
             f"by --weights."

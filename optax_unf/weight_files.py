@@ -33,13 +33,8 @@ _DTYPES = (
 )
 
 
-def list_pretrained() -> tuple[str, ...]:
-    """Names of the meta-weights that come with the package.
-
-    Example:
-      >>> "mlp-fashion-mnist-unf" in list_pretrained()
-      True
-    """
+def pretrained_names() -> tuple[str, ...]:
+    """Names of the meta-weights that come with the package."""
     return tuple(sorted(path.stem for path in _pretrained_folder().glob("*.safetensors")))
 
 
@@ -47,7 +42,7 @@ def load_weights(name_or_path: str | Path) -> MetaWeights:
     """Meta-weights from the package or from a file.
 
     Args:
-      name_or_path: one of `list_pretrained()`, or the path of a file that `save_weights` wrote.
+      name_or_path: a name of `list_pretrained()`, or the path of a file that `save_weights` wrote.
 
     Raises:
       FileNotFoundError: there is neither such a name nor such a file.
@@ -153,16 +148,16 @@ def load_card(name_or_path: str | Path) -> dict[str, Any]:
 def _resolve(name_or_path: str | Path) -> Path:
     if not isinstance(name_or_path, str | os.PathLike):
         raise TypeError(
-            f"Meta-weights must be MetaWeights, a path, or one of {', '.join(list_pretrained())}, but are of type "
+            f"Meta-weights must be MetaWeights, a path, or one of {', '.join(pretrained_names())}, but are of type "
             f"{type(name_or_path).__name__}. init_weights and load_weights make MetaWeights. A learning rate is not "
             f"needed: unf(total_steps=...) finds its step size, and factor=0.5 would halve it."
         )
-    if str(name_or_path) in list_pretrained():
+    if str(name_or_path) in pretrained_names():
         return _pretrained_folder() / f"{name_or_path}.safetensors"
     path = Path(name_or_path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"Meta-weights must be a file or one of {', '.join(list_pretrained())}, but {str(name_or_path)!r} is not."
+            f"Meta-weights must be a file or one of {', '.join(pretrained_names())}, but {str(name_or_path)!r} is not."
         )
     return path
 

@@ -47,7 +47,9 @@ def failure(capsys, *arguments):
 def test_list(capsys):
     main(["list"])
     printed = capsys.readouterr().out
-    assert re.search(r"mlp-fashion-mnist-unf +mlp-fashion-mnist +unf +210 +0\.35", printed)
+    assert re.search(
+        r"mlp-fashion-mnist-unf +mlp-fashion-mnist alone +mlp-fashion-mnist +unf .* alpha, 0\.075 +210", printed
+    )
     assert set(tasks.names()) <= set(printed.split())
     main(["list", "--describe", "--task", "mlp-digits"])
     assert "3,466 in 6 leaves" in capsys.readouterr().out

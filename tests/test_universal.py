@@ -8,7 +8,15 @@ import optax
 import pytest
 from learned import SPEC, close, descend, make_params, make_weights
 
-from optax_unf import MetaWeights, load_weights, orthogonal_prodigy, scale_by_orthogonal, scale_by_unf, unf
+from optax_unf import (
+    MetaWeights,
+    list_pretrained,
+    load_weights,
+    orthogonal_prodigy,
+    scale_by_orthogonal,
+    scale_by_unf,
+    unf,
+)
 
 TARGET = make_params(9)
 
@@ -126,3 +134,14 @@ def test_it_commutes_with_permutations_of_neurons():
     plain, _ = train(tx, 40)
     permuted, _ = train(tx, 40, lambda p: sum(jnp.sum((p[k] - goal[k]) ** 2) for k in p), params=moved)
     close(permuted, {**plain, "w": plain["w"][order]}, 1e-3)
+
+
+def test_the_list_says_what_fits_any_model():
+    listed = list_pretrained()
+    assert listed[0].name == "universal"
+    assert listed[0].step == "found while training"
+    for record in listed:
+        assert (record.fits == "any model") == (load_weights(record.name).spec is None)
+    lines = str(listed).splitlines()
+    assert len(lines) == 2 + len(listed)
+    assert "alpha, 0.075" in next(line for line in lines if line.startswith("mlp-fashion-mnist-unf"))
