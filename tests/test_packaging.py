@@ -60,7 +60,7 @@ def test_wheel_has_every_file(wheel):
     assert pretrained <= found
     # Nothing else is installed: no tests, no caches.
     others = {name for name in found - package - pretrained if ".dist-info/" not in name}
-    data = {"optax_unf/py.typed", "optax_unf/compare/baselines.npz"}
+    data = {"optax_unf/py.typed", *(f"optax_unf/compare/baselines/{suite}.npz" for suite in ("unseen", "probe"))}
     assert {name for name in others if not name.startswith("optax_unf/_pretrained/")} == data
     assert any(name.endswith("/licenses/LICENSE") for name in found)
 

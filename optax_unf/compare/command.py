@@ -9,7 +9,7 @@ import jax
 
 from optax_unf.compare.contenders import BASELINES, Contender, candidate, imported
 from optax_unf.compare.page import write_page
-from optax_unf.compare.records import BUNDLED, Records, merged
+from optax_unf.compare.records import Records, bundled, merged
 from optax_unf.compare.runs import LANES
 from optax_unf.compare.suite import QUICK, SUITES, get
 from optax_unf.compare.summary import summarize
@@ -61,15 +61,14 @@ def run_suite(
     seen: set[str] = set()
     tasks = [functools.partial(_load, suite, name, seen) for name in names]
     own = Records.read(out / "records.npz")
-    bundled = Records.read(BUNDLED)
+    known = bundled()
     made = provenance(["optax-unf", "suite", *candidates, "--suite", suite])
     settings = Settings(seeds=min(seeds, 3) if quick else seeds, timed=timed, fresh=fresh)
-    for record in sweep(tasks, chosen, merged(bundled, own), settings=settings, made=made):
+    for record in sweep(tasks, chosen, merged(known, own), settings=settings, made=made):
         own.add(record)
         own.write(out / "records.npz")
         print(f"{record.task}: {record.contender}, final loss {record.final.mean():.4g}", flush=True)
-    known = merged(bundled, own)
-    shown = Records(record for record in known if record.task in seen)
+    shown = Records(record for record in merged(known, own) if record.task in seen)
     write_page(out, suite, shown, made)
     for contender in (*chosen, *BASELINES):
         if row := summarize(shown, contender.name, shown.tasks()):
