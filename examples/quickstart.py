@@ -28,7 +28,7 @@ import matplotlib.pyplot as plt
 
 RATES = 0.02 * 4.0 ** np.arange(-3, 2)
 # Updates in a run, by task.
-STEPS = {"perceptron": 1000, "convolutions": 400, "Transformer": 400}
+STEPS = {"perceptron": 300, "convolutions": 400, "Transformer": 400}
 
 
 def normal(key, *shape):
@@ -208,6 +208,7 @@ def plot(all_results, path):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=STEPS, help="one of the networks alone")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--plot", default="quickstart.png")
     args = parser.parse_args()
@@ -217,6 +218,8 @@ def main() -> None:
         "convolutions": digits_task(init_convolutions, convolutions),
         "Transformer": text_task(),
     }
+    if args.task:
+        tasks = {args.task: tasks[args.task]}
     keys = jax.random.split(jax.random.key(0), args.seeds)
     all_results = {}
     with tqdm(total=4 * len(tasks), desc="training") as bar:
