@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from optax_unf import OptimizerConfig, load_card, load_weights, tasks
-from optax_unf.cli import main
+from optax_unf.cli.options import RunOptions, StageOptions, run_config
+from optax_unf.cli.program import main
 from optax_unf.meta import PES, MetaTrainConfig, Stage, meta_train
-from optax_unf.options import RunOptions, StageOptions, run_config
 
 ROOT = Path(__file__).parents[1]
 TINY = ("--task", "mlp-digits", "--optimizer", "sgdm", "--no-progress")

@@ -11,7 +11,7 @@ import pytest
 from flax.core import FrozenDict
 
 from optax_unf import OptimizerConfig, init_weights, make_spec, scale_by_unf, unf
-from optax_unf.features import DECAYS, SQUARE_DECAY, TIME_SCALES
+from optax_unf.optimizer.features import DECAYS, SQUARE_DECAY, TIME_SCALES
 
 AXES = {"first": {"kernel": ("in", "hidden"), "bias": ("hidden",)}, "second": {"kernel": ("hidden", "out")}}
 

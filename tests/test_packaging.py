@@ -60,7 +60,7 @@ def test_wheel_has_every_file(wheel):
     assert pretrained <= found
     # Nothing else is installed: no tests, no caches.
     others = {name for name in found - package - pretrained if ".dist-info/" not in name}
-    data = {"optax_unf/py.typed", *(f"optax_unf/compare/baselines/{suite}.npz" for suite in ("unseen", "probe"))}
+    data = {"optax_unf/py.typed", *(f"optax_unf/compare/bundled/{suite}.npz" for suite in ("unseen", "probe"))}
     assert {name for name in others if not name.startswith("optax_unf/_pretrained/")} == data
     assert any(name.endswith("/licenses/LICENSE") for name in found)
 
@@ -112,15 +112,15 @@ def test_import_imports_no_extra(tmp_path):
     modules = json.loads(run(sys.executable, "-c", script, cwd=tmp_path, PYTHONPATH=str(ROOT)))
     assert "optax_unf" in modules
     assert not set(EXTRAS) & set(modules)
-    assert not {"optax_unf.meta", "optax_unf.commands"} & set(modules)
+    assert not {"optax_unf.meta", "optax_unf.compare"} & set(modules)
 
 
 def test_what_needs_extras_is_imported_on_demand(tmp_path):
     script = (
         "import json, sys, optax_unf; listed = dir(optax_unf); found = optax_unf.meta.meta_train.__module__; "
         "print(json.dumps([listed, found, optax_unf.meta is sys.modules['optax_unf.meta'], "
-        "optax_unf.commands.meta_train.__module__, hasattr(optax_unf, 'metta')]))"
+        "optax_unf.compare.compare_optimizers.__module__, hasattr(optax_unf, 'metta')]))"
     )
     listed, *found = json.loads(run(sys.executable, "-c", script, cwd=tmp_path, PYTHONPATH=str(ROOT)))
-    assert {"meta", "commands", "unf", "__version__"} <= set(listed)
-    assert found == ["optax_unf.meta.train", True, "optax_unf.commands", False]
+    assert {"meta", "compare", "unf", "__version__"} <= set(listed)
+    assert found == ["optax_unf.meta.train", True, "optax_unf.compare.optimizers", False]

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from optax_unf.cli import main
+from optax_unf.cli.program import main
 from optax_unf.compare import Contender, Records, candidate, measure, suite
 from optax_unf.compare.contenders import ADAM, BASELINES, MUON, UNTUNED_ADAM
 from optax_unf.compare.records import bundled

@@ -15,8 +15,8 @@ import pytest
 import safetensors.numpy
 
 from optax_unf import OptimizerConfig, init_weights, load_card, load_weights, make_spec, save_weights
+from optax_unf.optimizer.weight_files import pretrained_names
 from optax_unf.tasks import get, task_spec
-from optax_unf.weight_files import pretrained_names
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 AXES = {"conv": (None, "in", "out"), "fused": (("heads", "size"), "out"), "scale": ("out",)}

@@ -14,9 +14,9 @@ import optax
 from jaxtyping import Array, Float
 
 from optax_unf.infer import Inferred
-from optax_unf.optimizer import unf
+from optax_unf.optimizer.unf import unf
+from optax_unf.optimizer.weight_files import load_weights
 from optax_unf.tasks.task import Params, Task
-from optax_unf.weight_files import load_weights
 
 Make = Callable[[Float[Array, ""], int, Task], optax.GradientTransformation]
 

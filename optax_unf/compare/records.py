@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from optax_unf.replaced import replaced
+from optax_unf._files import replaced
 
 _FORMAT = "optax_unf suite 1"
-_BASELINES = Path(__file__).with_name("baselines")
+_BASELINES = Path(__file__).with_name("bundled")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

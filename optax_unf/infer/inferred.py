@@ -11,10 +11,10 @@ from jax.sharding import AxisType
 from jaxtyping import PyTree
 
 from optax_unf.infer.infer_spec import Mode, infer_spec
-from optax_unf.pairs import joined, of_pairs
-from optax_unf.paths import leaves_by_path
-from optax_unf.read_spec import make_spec
-from optax_unf.spec import PermutationSpec
+from optax_unf.spec.make_spec import make_spec
+from optax_unf.spec.pairs import joined, of_pairs
+from optax_unf.spec.paths import leaves_by_path
+from optax_unf.spec.permutation_spec import PermutationSpec
 
 
 class Inferred:

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from optax_unf.arguments import check_real
-from optax_unf.dtypes import at_least_float32
-from optax_unf.sharding import replicated
+from optax_unf._arguments import check_real
+from optax_unf._dtypes import at_least_float32
+from optax_unf._sharding import replicated
 
 
 class ScaleByDistanceState(NamedTuple):

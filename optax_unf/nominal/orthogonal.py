@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from optax_unf.arguments import check_real
-from optax_unf.dtypes import at_least_float32
+from optax_unf._arguments import check_real
+from optax_unf._dtypes import at_least_float32
+from optax_unf._sharding import propagated, replicated
 from optax_unf.infer import Spec
-from optax_unf.leaf import join_blocks, split_blocks
 from optax_unf.nominal.matrices import find_matrices
 from optax_unf.nominal.matrix import LeafMatrices, Matrix
 from optax_unf.nominal.polar import polar_factor
-from optax_unf.paths import leaves_by_path
-from optax_unf.sharding import propagated, replicated
+from optax_unf.spec.leaf import join_blocks, split_blocks
+from optax_unf.spec.paths import leaves_by_path
 
 # The RMS of Adam's steps in practice (Liu et al. 2025, arXiv:2502.16982, Section 2.2).
 _RMS = 0.2
