@@ -31,7 +31,7 @@ def test_quickstart(tmp_path, monkeypatch, capsys):
     rows = re.findall(r"^(\S+).*?(\d+\.\d{4}) +(\d+\.\d{4}) +(\d+\.\d{4})", capsys.readouterr().out, re.MULTILINE)
     assert [name.rstrip(",") for name, *_ in rows] == ["optax_unf.unf", "Adam", "Adam", "Muon"]
     final = {name: float(end) for name, _, end, _ in rows}
-    assert final["optax_unf.unf"] < 0.1 < float(rows[1][2])
+    assert final["optax_unf.unf"] < 0.5 * float(rows[1][2])
     assert matplotlib.image.imread(picture).std() > 0.01
 
 

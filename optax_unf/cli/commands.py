@@ -20,7 +20,7 @@ from optax_unf.meta.card import cpu_cores, make_card, provenance
 from optax_unf.meta.fresh import fresh_keys, fresh_runs
 from optax_unf.meta.plot import plot_run
 from optax_unf.optimizer.meta_weights import MetaWeights, check_fits
-from optax_unf.optimizer.network import Head, Normalization, OptimizerConfig
+from optax_unf.optimizer.network import Head, Nominal, Normalization, OptimizerConfig, Step
 from optax_unf.optimizer.pretrained import Listing, list_pretrained
 from optax_unf.optimizer.transfer import transfer_weights
 from optax_unf.optimizer.weight_files import load_weights, pretrained_names, save_weights
@@ -62,6 +62,8 @@ def meta_train(
     config: Path | None = None,
     coefficients: Literal["full", "tied"] = "full",
     normalization: Normalization = "leaf",
+    nominal: Nominal = "momentum",
+    step_size: Step = "alpha",
     step_warmup: float = 0.0,
     alpha: float | None = None,
     start: str | None = None,
@@ -91,6 +93,8 @@ def meta_train(
       config: JSON file with all settings and stages, such as the config.json of another run.
       coefficients: Of a UNF head: full fits one architecture, tied fits any.
       normalization: Of gradients: for the network, in each leaf, or by entry over time, as in Adam.
+      nominal: The nominal term: momentum as in the paper, or orthogonalized momentum.
+      step_size: Alpha as in the paper, or alpha times the distance that is estimated while training; then alpha is 1.
       step_warmup: Initial time constant of a warm-up of the inner steps, meta-trained as well; 0 for none.
       alpha: Initial step size; by default that of --start, or 0.1; by entry it is a rate of Adam, and must be given.
       start: Meta-weights to begin with, by name or path: see optax_unf.transfer_weights.
@@ -112,15 +116,22 @@ def meta_train(
         raise ValueError(f"{out} must not hold a run, but does. Continue it with --resume, or give a new folder.")
     if learned != 1.0 and start is None:
         raise ValueError(f"--learned changes the weights of --start, but is {learned} without --start.")
-    if normalization == "entry" and start is None and alpha is None:
+    if normalization == "entry" and start is None and alpha is None and (nominal, step_size) == ("momentum", "alpha"):
         raise ValueError("By entry the nominal term is Adam's: give its rate by --alpha, such as 1e-3.")
     _start_devices(devices)
     if coordinator is not None:
         meta.distributed.initialize(coordinator, process_id, processes)
     loaded = [tasks.get(name, data_dir=data_dir) for name in task]
     architecture = OptimizerConfig(
-        head=_HEADS[optimizer], coefficients=coefficients, normalization=normalization, step_warmup=step_warmup
+        head=_HEADS[optimizer],
+        coefficients=coefficients,
+        normalization=normalization,
+        nominal=nominal,
+        step=step_size,
+        step_warmup=step_warmup,
     )
+    if alpha is None and start is None and step_size == "distance":
+        alpha = 1.0
     if alpha is not None:
         architecture = dataclasses.replace(architecture, alpha=alpha)
     settings = run_config(loaded, architecture.head, stage, run, recipe=recipe, file=config)
@@ -275,7 +286,7 @@ def _start_devices(count: int | None) -> None:
 
 def _command() -> list[str]:
     program = Path(sys.argv[0]).name
-    return ["optax-unf" if program == "cli.py" else program, *sys.argv[1:]]
+    return ["optax-unf" if program == "__main__.py" else program, *sys.argv[1:]]
 
 
 def _pretrained_for(task: str) -> list[str]:
@@ -301,4 +312,10 @@ def _labelled(sources: Sequence[str]) -> dict[str, MetaWeights]:
 def _traits(config: OptimizerConfig) -> list[str]:
     """What tells an architecture from the paper's."""
     tied = (config.head, config.coefficients) == ("unf", "tied")
-    return [name for name, present in (("tied", tied), ("by entry", config.scales_entries)) if present]
+    traits = {
+        "tied": tied,
+        "by entry": config.scales_entries,
+        "orthogonalized": config.nominal == "orthogonalized",
+        "distance": config.step == "distance",
+    }
+    return [name for name, present in traits.items() if present]

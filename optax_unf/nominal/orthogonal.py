@@ -16,7 +16,7 @@ from optax_unf._sharding import propagated, replicated
 from optax_unf.infer import Spec
 from optax_unf.nominal.matrices import find_matrices
 from optax_unf.nominal.matrix import LeafMatrices, Matrix
-from optax_unf.nominal.polar import polar_factor
+from optax_unf.nominal.polar import polar_factor, root
 from optax_unf.spec.leaf import join_blocks, split_blocks
 from optax_unf.spec.paths import leaves_by_path
 
@@ -230,8 +230,7 @@ def _unbiased(average: Array, count: Int[Array, ""], decay: float) -> Array:
 
 
 def _adam_step(mu: Array, nu: Array, eps: float) -> Array:
-    root = jnp.sqrt(nu)
-    size = root + eps * jnp.sqrt(jnp.mean(nu))
+    size = root(nu) + eps * root(jnp.mean(nu))
     return mu / jnp.where(size > 0, size, 1)
 
 
@@ -275,7 +274,7 @@ def _polar_factors(matrices: Sequence[Float[Array, "batch rows columns"]]) -> li
 
 
 def _rms(x: Float[Array, "batch rows columns"]) -> Float[Array, "batch 1 1"]:
-    return jnp.sqrt(jnp.mean(x * x, axis=(-2, -1), keepdims=True))
+    return root(jnp.mean(x * x, axis=(-2, -1), keepdims=True))
 
 
 def _positive(x: Array) -> Array:

@@ -44,12 +44,17 @@ def polar_factor(
 
     # Squares of tiny entries would underflow, so the largest entry is made 1 first.
     unit = _normalized(x, jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True))
-    unit = _normalized(unit, jnp.sqrt(jnp.sum(unit * unit, axis=(-2, -1), keepdims=True))).astype(dtype)
+    unit = _normalized(unit, root(jnp.sum(unit * unit, axis=(-2, -1), keepdims=True))).astype(dtype)
 
     # With narrow products, the iteration on Gram matrices alone loses the small singular values.
     narrow = jnp.finfo(dtype).bits < 32
     iterate = _iterate_matrix if narrow or columns < 2 * rows else _iterate_gram
     return iterate(unit, steps).astype(x.dtype)
+
+
+def root(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The square root, with derivative 0 at 0: where all gradients are 0, meta-gradients are finite."""
+    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)
 
 
 def _normalized(x: Array, size: Array) -> Array:

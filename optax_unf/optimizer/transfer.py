@@ -52,11 +52,17 @@ def transfer_weights(
     """
     if alpha is not None and not alpha > 0:
         raise ValueError(f"alpha must be positive, but is {alpha}.")
-    if alpha is None and config.scales_entries != weights.config.scales_entries:
-        raise ValueError(
-            f"The nominal term of weights with normalization={weights.config.normalization!r} has another size than "
-            f"with {config.normalization!r}, so alpha must be given. By entry it has the size of a rate of Adam."
-        )
+    for name, size in (
+        ("normalization", "By entry it has the size of a rate of Adam"),
+        ("nominal", "Beside an orthogonalized term it has the size of a rate of Adam"),
+        ("step", "Beside an estimated distance it is about 1"),
+    ):
+        old, new = getattr(weights.config, name), getattr(config, name)
+        if alpha is None and old != new:
+            raise ValueError(
+                f"The step of weights with {name}={old!r} has another size than with {new!r}, so alpha must be given. "
+                f"{size}."
+            )
     if weights.config.step_warmup and not config.step_warmup:
         raise ValueError(
             f"The weights have a warm-up of the step, but the architecture wanted has none. Give it step_warmup="
