@@ -13,7 +13,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from optax_unf import OptimizerConfig, load_card, load_weights, tasks
+from optax_unf import OptimizerConfig, __version__, load_card, load_weights, tasks
 from optax_unf.cli.options import RunOptions, StageOptions, run_config
 from optax_unf.cli.program import main
 from optax_unf.meta import PES, MetaTrainConfig, Stage, meta_train
@@ -263,3 +263,64 @@ def test_the_example_of_meta_training(capsys):
     main_of_example.__globals__.update(OUTER_STEPS=2, HORIZON=20, TRUNCATION=5)
     main_of_example()
     assert re.search(r"final loss \d\.\d+ after 2 outer steps", capsys.readouterr().out)
+
+
+OWN_TASK = """
+import jax, jax.numpy as jnp
+
+class Line:
+    horizon = 20
+
+    def init(self, key):
+        return {"w": jnp.zeros(3)}
+
+    def sample(self, key):
+        return jax.random.normal(key, (8, 3))
+
+    def loss(self, params, x):
+        return jnp.mean((x @ params["w"] - x.sum(-1)) ** 2)
+
+    def held_out(self):
+        return jnp.eye(3)
+"""
+
+
+def test_a_task_of_ones_own_serves_every_command(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(OWN_TASK)
+    task = f"{tmp_path}/mine.py:Line"
+    main(
+        [
+            "meta-train",
+            "--task",
+            task,
+            *STAGE,
+            *RUN,
+            "--optimizer",
+            "sgdm",
+            "--out",
+            str(tmp_path / "run"),
+            "--no-progress",
+        ]
+    )
+    assert load_card(tmp_path / "run" / "weights.safetensors")["task"] == "Line"
+    main(["evaluate", str(tmp_path / "run" / "weights.safetensors"), "--task", task, "--seeds", "2"])
+    assert values(capsys.readouterr().out)["validation_loss"] > 0
+    with pytest.raises(SystemExit, match=r"must have init, sample and loss, but lacks"):
+        main(["evaluate", "universal", "--task", "math:pi"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "mlp-fashion-mnist-sgmd", "--task", "mlp-digits"], r"Did you mean mlp-fashion-mnist-sgdm\?"),
+        (["evaluate", "universal", "--task", "mlp-digit"], r"Did you mean mlp-digits\?"),
+    ],
+)
+def test_near_misses_are_named(arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        main(arguments)
+
+
+def test_version(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"optax-unf {__version__}\n"

@@ -24,7 +24,7 @@ from optax_unf.optimizer.network import Head, Nominal, Normalization, OptimizerC
 from optax_unf.optimizer.pretrained import Listing, list_pretrained
 from optax_unf.optimizer.transfer import transfer_weights
 from optax_unf.optimizer.weight_files import load_weights, pretrained_names, save_weights
-from optax_unf.tasks.task import task_spec
+from optax_unf.tasks.task import task_horizon, task_name, task_spec
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -185,7 +185,7 @@ def evaluate(
     learned = load_weights(weights)
     check_fits(learned, task_spec(loaded, learned.config.head))
     training = meta.learned_training(learned.config, loaded)
-    runs = fresh_runs(training, learned.theta, fresh_keys(seeds), steps or loaded.horizon)
+    runs = fresh_runs(training, learned.theta, fresh_keys(seeds), steps or task_horizon(loaded))
     for name, losses in (("training_loss", meta.final_loss(runs.losses)), ("validation_loss", runs.validation)):
         mean, error = mean_and_error([float(x) for x in losses])
         print(f"{name} {mean:.6g} nats")
@@ -223,11 +223,12 @@ def compare(
     _start_devices(devices)
     for name in task:
         loaded = tasks.get(name, data_dir=data_dir)
+        name = task_name(loaded)
         learned = _labelled(weights or _pretrained_for(name))
         before = None if fresh else read_comparison(out / f"{name}.json")
         made = provenance(_command())
         known = before.results if before is not None and before.made["versions"] == made["versions"] else ()
-        found = Comparison(name, str(loaded.describe()), steps or loaded.horizon, seeds, (), made)
+        found = Comparison(name, str(tasks.describe(loaded)), steps or task_horizon(loaded), seeds, (), made)
         for result in compare_optimizers(loaded, learned, steps=steps, seeds=seeds, known=known):
             found = dataclasses.replace(found, results=(*found.results, result))
             # What is known and not yet come to is kept: a comparison that is stopped twice loses nothing.

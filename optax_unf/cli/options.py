@@ -9,6 +9,7 @@ from typing import Any, Literal
 from optax_unf.meta import NRES, PES, Backprop, FullES, MetaTrainConfig, Stage, TruncatedES
 from optax_unf.meta.recipes import small_budget
 from optax_unf.optimizer.network import Head
+from optax_unf.tasks.task import task_horizon, task_name
 
 _ESTIMATORS = {"pes": PES, "truncated-es": TruncatedES, "nres": NRES, "full-es": FullES, "backprop": Backprop}
 _OF_ESTIMATORS = {"pairs", "runs", "truncation", "skip", "sigma", "objective"}
@@ -130,7 +131,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _horizon(tasks: Sequence[Any]) -> int:
-    horizons = {task.name: task.horizon for task in tasks}
+    horizons = {task_name(task): task_horizon(task) for task in tasks}
     if len(set(horizons.values())) > 1:
         raise ValueError(f"Tasks that are meta-trained on together need one --horizon, but theirs are {horizons}.")
     return next(iter(horizons.values()))

@@ -1,9 +1,11 @@
 """The program `optax-unf`: arguments in, and messages out where something is wrong."""
 
+import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+import optax_unf
 from optax_unf.cli import commands
 from optax_unf.cli.suite import run_suite
 
@@ -38,6 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(
             "The command line needs tyro, which is not installed. Run: pip install 'optax-unf[cli]'."
         ) from None
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments == ["--version"]:
+        print(f"optax-unf {optax_unf.__version__}")
+        return
     try:
         tyro.extras.subcommand_cli_from_dict(
             _COMMANDS,

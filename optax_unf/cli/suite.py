@@ -3,11 +3,12 @@
 import functools
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 
-from optax_unf.compare.contenders import BASELINES, Contender, candidate, imported
+from optax_unf import tasks
+from optax_unf.compare.contenders import BASELINES, Contender, candidate
 from optax_unf.compare.page import write_page
 from optax_unf.compare.records import Records, bundled, merged
 from optax_unf.compare.runs import LANES
@@ -59,12 +60,12 @@ def run_suite(
     chosen = _candidates(candidates, spec, factors, tune)
     names = task or (QUICK[suite] if quick else tuple(SUITES[suite]))
     seen: set[str] = set()
-    tasks = [functools.partial(_load, suite, name, seen) for name in names]
+    loaders = [functools.partial(_load, suite, name, seen) for name in names]
     own = Records.read(out / "records.npz")
     known = bundled()
     made = provenance(["optax-unf", "suite", *candidates, "--suite", suite])
     settings = Settings(seeds=min(seeds, 3) if quick else seeds, timed=timed, fresh=fresh)
-    for record in sweep(tasks, chosen, merged(known, own), settings=settings, made=made):
+    for record in sweep(loaders, chosen, merged(known, own), settings=settings, made=made):
         own.add(record)
         own.write(out / "records.npz")
         print(f"{record.task}: {record.contender}, final loss {record.final.mean():.4g}", flush=True)
@@ -87,20 +88,10 @@ def _candidates(
 
 def _load(suite: str, name: str, seen: set[str]) -> Task:
     """A task of the suite or of the user's, whose name joins those that were seen."""
-    task = _own_task(name) if ":" in name else get(suite, name)
+    task = tasks.get(name) if ":" in name else get(suite, name)
+    if missing := [what for what in ("held_out", "horizon") if not hasattr(task, what)]:
+        raise ValueError(f"A task of a suite must have held_out and horizon, but {name} lacks {', '.join(missing)}.")
     seen.add(task.name)  # pyright: ignore[reportAttributeAccessIssue]
-    return task
-
-
-def _own_task(source: str) -> Any:
-    """A task of the user's: an instance, or a class or function that makes one."""
-    found = imported(source)
-    task = found() if callable(found) else found
-    missing = [name for name in ("init", "sample", "loss", "held_out", "horizon") if not hasattr(task, name)]
-    if missing:
-        raise ValueError(f"The task {source} must have init, sample, loss, held_out and horizon, but lacks {missing}.")
-    if not hasattr(task, "name"):
-        task.name = source.rpartition(":")[2]  # pyright: ignore[reportAttributeAccessIssue]
     return task
 
 

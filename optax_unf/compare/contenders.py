@@ -1,18 +1,15 @@
 """Who takes part: optimizers with a tuned rate, those with nothing to tune, and candidates."""
 
 import dataclasses
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import optax
 from jaxtyping import Array, Float
 
+from optax_unf._imported import imported
 from optax_unf.infer import Inferred
 from optax_unf.optimizer.unf import unf
 from optax_unf.optimizer.weight_files import load_weights
@@ -112,28 +109,6 @@ def candidate(
     elif setting != 1.0:
         name += f" x {setting:g}"
     return Contender(name, make, middle=middle, setting=setting)
-
-
-def imported(source: str) -> Any:
-    """What `module:attribute` or `file.py:attribute` names.
-
-    Raises:
-      ValueError: nothing is found there.
-    """
-    module_name, _, attribute = source.rpartition(":")
-    try:
-        if module_name.endswith(".py"):
-            found = importlib.util.spec_from_file_location(Path(module_name).stem, module_name)
-            if found is None or found.loader is None:
-                raise ImportError(f"{module_name} is no Python file")
-            module = importlib.util.module_from_spec(found)
-            sys.modules[found.name] = module
-            found.loader.exec_module(module)
-        else:
-            module = importlib.import_module(module_name)
-        return getattr(module, attribute)
-    except (ImportError, FileNotFoundError, AttributeError) as error:
-        raise ValueError(f"{source!r} must be module:attribute or file.py:attribute, but: {error}") from error
 
 
 def _imported(source: str, spec: str) -> Make:

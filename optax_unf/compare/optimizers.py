@@ -18,7 +18,7 @@ from optax_unf.meta.evaluate import FINAL_STEPS
 from optax_unf.meta.fresh import check_held_out, fresh_keys, fresh_runs
 from optax_unf.meta.inner import Theta, Training, learned_training, unroll
 from optax_unf.optimizer.meta_weights import MetaWeights, check_fits
-from optax_unf.tasks.task import Task, task_spec
+from optax_unf.tasks.task import Task, task_horizon, task_name, task_spec
 
 _CURVE_POINTS = 200
 _TIMED_STEPS, _TIMED_REPEATS = 100, 7
@@ -66,11 +66,11 @@ def compare_optimizers(
     check_held_out(task)
     for weights in learned.values():
         check_fits(weights, task_spec(task, weights.config.head))
-    steps = _horizon(task) if steps is None else steps
+    steps = task_horizon(task) if steps is None else steps
     others = [baseline for baseline in baselines if baseline.name != ADAM.name]
     contenders = [_Tuned(baseline) for baseline in (ADAM, *others)]
     contenders += [_MetaTrained(name, weights) for name, weights in learned.items()]
-    common = {"task": getattr(task, "name", type(task).__name__), "steps": steps, "seeds": seeds}
+    common = {"task": task_name(task), "steps": steps, "seeds": seeds}
     known_results = {result.name: result for result in known}
     adam_loss = None
     for contender in contenders:
@@ -198,9 +198,3 @@ def _seconds_per_step(training: Training, theta: Theta, steps: int) -> float:
 
 def _infinite_where_nan(values: Float[np.ndarray, " runs"]) -> tuple[float, ...]:
     return tuple(float(x) if math.isfinite(x) else math.inf for x in values)
-
-
-def _horizon(task: Task) -> int:
-    if (horizon := getattr(task, "horizon", None)) is None:
-        raise ValueError("A task without an attribute `horizon` needs the number of steps, but steps is None.")
-    return horizon

@@ -18,7 +18,7 @@ import numpy as np
 from optax_unf.meta.config import MetaTrainConfig
 from optax_unf.optimizer.meta_weights import MetaWeights
 from optax_unf.optimizer.network import OptimizerConfig
-from optax_unf.tasks.task import Task
+from optax_unf.tasks.task import Task, task_name, task_source
 
 _PACKAGES = ("optax-unf", "jax", "flax", "optax")
 
@@ -53,8 +53,8 @@ def make_card(
       ('mlp-digits', 50000, 'optax-unf meta-train')
     """
     return {
-        "task": ", ".join(getattr(task, "name", type(task).__name__) for task in tasks),
-        "data": ", ".join(dict.fromkeys(getattr(task, "source", "") for task in tasks)),
+        "task": ", ".join(task_name(task) for task in tasks),
+        "data": ", ".join(dict.fromkeys(task_source(task) for task in tasks)),
         "command": made["command"],
         "commit": made["commit"],
         "date": made["date"],

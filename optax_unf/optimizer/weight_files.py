@@ -15,6 +15,7 @@ import safetensors
 import safetensors.numpy
 
 from optax_unf._files import replaced, write_text
+from optax_unf._imported import did_you_mean
 from optax_unf.optimizer.meta_weights import MetaWeights, init_weights
 from optax_unf.optimizer.network import OptimizerConfig
 from optax_unf.spec.axes import Axis, Concat, Fixed
@@ -158,6 +159,7 @@ def _resolve(name_or_path: str | Path) -> Path:
     if not path.is_file():
         raise FileNotFoundError(
             f"Meta-weights must be a file or one of {', '.join(pretrained_names())}, but {str(name_or_path)!r} is not."
+            f"{did_you_mean(str(name_or_path), pretrained_names())}"
         )
     return path
 

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from optax_unf._imported import did_you_mean, imported
 from optax_unf.tasks.classification import Classification as Classification
 from optax_unf.tasks.cnn import CNNTask as CNNTask
 from optax_unf.tasks.data.cifar10 import cifar10
@@ -68,20 +69,24 @@ def names() -> tuple[str, ...]:
 
 def check_name(name: str) -> None:
     """Raises ValueError if `get` knows no task of this name."""
-    if name not in _TASKS:
-        raise ValueError(f"The task must be one of {', '.join(_TASKS)}, but is {name!r}.")
+    if name not in _TASKS and ":" not in name:
+        raise ValueError(
+            f"The task must be one of {', '.join(_TASKS)}, or your own as module:attribute or file.py:attribute, but "
+            f"is {name!r}.{did_you_mean(name, _TASKS)}"
+        )
 
 
 def get(name: str, *, data_dir: DataDir = None) -> Any:
     """A task by name, with its data loaded: a `Classification` or a `LanguageModel`.
 
     Args:
-      name: one of `names()`.
+      name: one of `names()`; or a task of your own as `module:attribute` or `file.py:attribute`, an instance, or a
+        class or function that makes one.
       data_dir: folder with the original data files. By default the environment variable `OPTAX_UNF_DATA`; without
         it, images are downloaded once into the user's cache, and text is what comes with Python.
 
     Raises:
-      ValueError: there is no such task.
+      ValueError: there is no such task, or yours lacks a method.
       FileNotFoundError: `data_dir` lacks a file.
 
     Example:
@@ -89,5 +94,17 @@ def get(name: str, *, data_dir: DataDir = None) -> Any:
       (64, 32, 32, 10)
     """
     check_name(name)
+    if ":" in name:
+        return _own(name)
     make, sizes = _TASKS[name]
     return make(name, data_dir, **sizes)
+
+
+def _own(source: str) -> Any:
+    found = imported(source)
+    task = found() if callable(found) else found
+    if missing := [name for name in ("init", "sample", "loss") if not hasattr(task, name)]:
+        raise ValueError(f"The task {source} must have init, sample and loss, but lacks {', '.join(missing)}.")
+    if not hasattr(task, "name"):
+        object.__setattr__(task, "name", source.rpartition(":")[2])  # frozen dataclasses, too
+    return task

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from optax_unf.tasks.task import Task, task_spec
+from optax_unf.tasks.task import Task, task_name, task_source, task_spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +65,8 @@ def describe(task: Task) -> Description:
     params, batch = jax.eval_shape(task.init, key), jax.eval_shape(task.sample, key)
     spec = task_spec(task)
     return Description(
-        name=getattr(task, "name", type(task).__name__),
-        source=getattr(task, "source", ""),
+        name=task_name(task),
+        source=task_source(task),
         parameters=sum(x.size for x in jax.tree.leaves(params)),
         leaves=len(spec.leaves),
         axes=len(spec.sizes),

@@ -20,6 +20,8 @@ class Task(Protocol):
     parameters, the spec's tree of names (see `optax_unf.make_spec`), or `optax_unf.Inferred`; without it every axis has
     a name of its own. An attribute `nfn_axes` takes its place for an NFN head, which wants the places of convolution
     kernels fixed.
+    What reports name is `name` and `source`. `horizon` is the number of inner steps of a whole run, and `held_out()` a
+    batch of data that training does not see, where an evaluation or a comparison wants them.
     With a method `of_run(key)`, each inner run trains on the task that this gives for its key; see
     `optax_unf.tasks.Rescaled`.
 
@@ -47,6 +49,30 @@ class Task(Protocol):
     def loss(self, params: Params, batch: Batch) -> Float[Array, ""]:
         """The mean loss of a batch."""
         ...
+
+
+def task_name(task: Task) -> str:
+    """The task's `name`, or that of its class."""
+    return getattr(task, "name", type(task).__name__)
+
+
+def task_source(task: Task) -> str:
+    """Where the task's data come from: its `source`, or nothing."""
+    return getattr(task, "source", "")
+
+
+def task_horizon(task: Task) -> int:
+    """Inner steps of a whole run: the task's `horizon`.
+
+    Raises:
+      ValueError: the task has none.
+    """
+    if (horizon := getattr(task, "horizon", None)) is None:
+        raise ValueError(
+            f"The task {task_name(task)} must have an attribute horizon, the inner steps of a whole run, but has none. "
+            f"Add one, or give the number of steps."
+        )
+    return horizon
 
 
 def task_spec(task: Task, head: str = "unf") -> PermutationSpec:
