@@ -18,6 +18,14 @@ def zeros(*shape: int) -> np.ndarray:
     return np.zeros(shape, np.float32)
 
 
+def test_swapped_arguments_are_told():
+    params = {"w": jnp.zeros((3, 2))}
+    spec = make_spec({"w": ("a", "b")}, params)
+    permutation = spec.random_permutation(jax.random.key(0))
+    with pytest.raises(ValueError, match=r"spec.permute\(permutation, tree\)"):
+        spec.permute(params, permutation)
+
+
 def test_permute_by_hand():
     params = {"w": jnp.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), "b": jnp.array([7.0, 8.0, 9.0])}
     spec = make_spec({"w": ("out", "in"), "b": ("out",)}, params)

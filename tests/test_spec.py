@@ -19,6 +19,7 @@ from flax import nnx
 from flax.core import freeze
 
 from optax_unf import PermutationSpec, make_spec
+from optax_unf.spec.table import table
 
 
 class Layer(NamedTuple):
@@ -375,3 +376,13 @@ def test_table():
         "'n2'  3     conv[1], layer1/bias[0], layer1/weight[0], qkv[0]",
         "'n1'  2     layer1/weight[1], qkv[0]",
     ]
+
+
+def test_long_names_are_numbered_and_lines_wrap():
+    names = {f"blocks/{n}/kernel": (f"blocks/{n}/kernel:0", "x") for n in range(12)}
+    spec = make_spec(names, {path: jnp.zeros((3, 2)) for path in names})
+    printed = table(spec, 80)
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "blocks/0/kernel   (3, 2)  (#1, 'x')" in printed
+    assert "#12 'blocks/11/kernel:0'" in printed
+    assert printed.count("[1]") == 12

@@ -196,7 +196,7 @@ def evaluate(
 def compare(
     *,
     task: tuple[str, ...],
-    out: Path = Path("docs/results"),
+    out: Path = Path("runs/compare"),
     weights: tuple[str, ...] = (),
     seeds: int = 5,
     steps: int | None = None,

@@ -143,7 +143,13 @@ def load_card(name_or_path: str | Path) -> dict[str, Any]:
       >>> load_card("mlp-fashion-mnist-sgdm")["task"]
       'mlp-fashion-mnist'
     """
-    return json.loads(_resolve(name_or_path).with_suffix(".json").read_text(encoding="utf-8"))
+    card = _resolve(name_or_path).with_suffix(".json")
+    if not card.is_file():
+        raise FileNotFoundError(
+            f"The card of {name_or_path} must be {card}, but there is none: save_weights writes one only where it is "
+            f"given a card."
+        )
+    return json.loads(card.read_text(encoding="utf-8"))
 
 
 def _resolve(name_or_path: str | Path) -> Path:

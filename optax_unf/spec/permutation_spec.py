@@ -13,9 +13,10 @@ from jax.core import Tracer
 from jaxtyping import Array, Int, PyTree
 
 from optax_unf._sharding import propagated
-from optax_unf.spec.axes import Name, names_of
+from optax_unf.spec.axes import Name
 from optax_unf.spec.leaf import LeafSpec, join_blocks, split_blocks
 from optax_unf.spec.paths import leaves_by_path, show_path
+from optax_unf.spec.table import table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -114,6 +115,13 @@ class PermutationSpec:
           >>> bool((there_and_back["w"] == params["w"]).all())
           True
         """
+        if not isinstance(permutation, Mapping) or (
+            not set(self.sizes) <= set(permutation) and isinstance(tree, Mapping) and set(self.sizes) <= set(tree)
+        ):
+            raise ValueError(
+                "permute takes first the permutation, a mapping from names to indices, and then the tree, but was "
+                "given them the other way round, or something else: spec.permute(permutation, tree)."
+            )
         _check_permutation(self.sizes, permutation)
         leaves = self.flatten(tree)
         for leaf, x in zip(self.leaves, leaves, strict=True):
@@ -138,7 +146,7 @@ class PermutationSpec:
         return (permuted,)
 
     def __str__(self) -> str:
-        return _table(self)
+        return table(self)
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Draws the spec; see `optax_unf.spec.plot.plot_spec`. Needs matplotlib."""
@@ -182,31 +190,3 @@ def _check_permutation(sizes: Mapping[Name, int], permutation: Permutation) -> N
                     f"The index array for the name {name!r} must hold each of 0 to {size - 1} once, but is "
                     f"{np.array2string(indices, threshold=20)}."
                 )
-
-
-def _table(spec: PermutationSpec) -> str:
-    notes: dict[str, list[str]] = {leaf.path: [] for leaf in spec.leaves}
-    for path, note in spec.notes:
-        notes[path].append(note)
-    rows = [("leaf", "shape", "axes")]
-    rows += [
-        (leaf.path or "(bare array)", str(leaf.shape), "; ".join([str(leaf.axes), *notes[leaf.path]]))
-        for leaf in spec.leaves
-    ]
-    used: dict[Name, list[str]] = {name: [] for name in spec.sizes}
-    for leaf in spec.leaves:
-        for index, axis in enumerate(leaf.axes):
-            for name in names_of(axis):
-                used[name].append(f"{leaf.path or '(bare array)'}[{index}]")
-    let_in = {"data or output": spec.io, "random draws": spec.noise, "spatial": spec.spatial}
-    names = [("name", "size", "acts on")]
-    names += [
-        (repr(name), str(size), "; ".join([", ".join(used[name]), *(why for why in let_in if name in let_in[why])]))
-        for name, size in spec.sizes.items()
-    ]
-    return _columns(rows) + "\n\n" + _columns(names)
-
-
-def _columns(rows: list[tuple[str, str, str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(2)]
-    return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in rows)
