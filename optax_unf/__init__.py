@@ -16,6 +16,7 @@ from optax_unf.network import OptimizerConfig as OptimizerConfig
 from optax_unf.nominal import ScaleByDistanceState as ScaleByDistanceState
 from optax_unf.nominal import ScaleByOrthogonalState as ScaleByOrthogonalState
 from optax_unf.nominal import describe_matrices as describe_matrices
+from optax_unf.nominal import in_units as in_units
 from optax_unf.nominal import muon_dimension_numbers as muon_dimension_numbers
 from optax_unf.nominal import orthogonal as orthogonal
 from optax_unf.nominal import orthogonal_prodigy as orthogonal_prodigy

@@ -1,24 +1,32 @@
 """A whole optimizer with nothing to tune."""
 
+import math
 from typing import Any
 
+import jax.numpy as jnp
 import optax
 
 from optax_unf.nominal.distance import scale_by_distance
 from optax_unf.nominal.orthogonal import scale_by_orthogonal
+from optax_unf.nominal.units import in_units
 from optax_unf.optimizer import Spec
 
 
 def orthogonal_prodigy(
     total_steps: int, *, spec: Spec = None, factor: optax.ScalarOrSchedule = 1.0, **options: Any
 ) -> optax.GradientTransformationExtraArgs:
-    """Orthogonalized momentum with Adam's size, Prodigy's distance, and a cosine to zero: nothing to tune.
+    r"""Orthogonalized momentum with Adam's size, steps by Prodigy's distance, and a cosine to zero: nothing to tune.
+
+    In units of the initial parameters (`in_units`), steps have the size $\sqrt{d \cdot 6 / \sqrt{T}}$: the geometric
+    mean of the estimated distance d, which begins at 0.02, and of a size that alone would be a fair guess for a run of
+    T steps. Either corrects the other where it is wrong by some factor. Nothing depends on the scale of the loss or of
+    the parameters.
 
     Args:
       total_steps: updates in the whole run. The count lives in the state; past the end, updates are zero.
       spec: tells which arrays are matrices; see `find_matrices`.
       factor: multiplies the step: a number, traced or not, or a schedule that the cosine multiplies.
-      **options: of `scale_by_orthogonal`.
+      **options: of `scale_by_orthogonal`; its momentum is 0.9 here.
 
     Returns:
       A transformation whose `update` requires `params`.
@@ -40,8 +48,17 @@ def orthogonal_prodigy(
     if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
         raise ValueError(f"total_steps must be a positive integer, the updates in the run, but is {total_steps!r}.")
     cosine = optax.cosine_decay_schedule(1.0, total_steps)
+    guess = 6 / math.sqrt(total_steps)
 
     def scheduled(count: Any) -> Any:
         return cosine(count) * (factor(count) if callable(factor) else factor)
 
-    return optax.chain(scale_by_distance(scale_by_orthogonal(spec, **options), factor=scheduled), optax.scale(-1.0))
+    steps = scale_by_distance(
+        scale_by_orthogonal(spec, **{"momentum": 0.9, **options}),
+        factor=scheduled,
+        step_size=lambda distance: jnp.sqrt(distance * guess),
+        initial=0.02,
+        b1=0.0,
+        b2=0.0,
+    )
+    return optax.chain(in_units(steps, spec), optax.scale(-1.0))
