@@ -11,10 +11,12 @@ from optax_unf.infer import infer_spec as infer_spec
 from optax_unf.nominal import ScaleByDistanceState as ScaleByDistanceState
 from optax_unf.nominal import ScaleByOrthogonalState as ScaleByOrthogonalState
 from optax_unf.nominal import describe_matrices as describe_matrices
+from optax_unf.nominal import in_units as in_units
 from optax_unf.nominal import muon_dimension_numbers as muon_dimension_numbers
 from optax_unf.nominal import orthogonal as orthogonal
 from optax_unf.nominal import orthogonal_prodigy as orthogonal_prodigy
 from optax_unf.nominal import scale_by_distance as scale_by_distance
+from optax_unf.nominal import scale_by_found_step as scale_by_found_step
 from optax_unf.nominal import scale_by_orthogonal as scale_by_orthogonal
 from optax_unf.optimizer.meta_weights import MetaWeights as MetaWeights
 from optax_unf.optimizer.meta_weights import init_weights as init_weights

@@ -67,9 +67,10 @@ def test_f_is_added_to_the_nominal_term_and_does_not_depend_on_it(head):
 @pytest.mark.parametrize("normalization", ["leaf", "entry"])
 def test_the_scale_of_the_loss_does_not_matter(head, normalization):
     weights = make_weights(head, nominal="orthogonalized", step="distance", alpha=1.0, normalization=normalization)
-    expected = train(unf(weights, total_steps=30), 30)[0]
+    # Few steps: near the solution, the features of f fade to zero with gradients below 1e-8.
+    expected = train(unf(weights, total_steps=30), 10)[0]
     for scale in (2.0**-14, 2.0**14):
-        close(train(unf(weights, total_steps=30), 30, lambda p, s=scale: loss(p, s))[0], expected, 1e-3)
+        close(train(unf(weights, total_steps=30), 10, lambda p, s=scale: loss(p, s))[0], expected, 1e-3)
 
 
 def test_a_run_that_is_resumed_goes_on_and_ends_at_zero_steps():
@@ -84,7 +85,7 @@ def test_without_a_number_of_steps_there_is_no_schedule():
     half = optax.constant_schedule(0.5)
     close(train(unf(factor=0.5), 30)[0], train(unf(factor=half), 30)[0])
     whole, scheduled = (
-        tx.update(make_params(), tx.init(make_params()), make_params())[0] for tx in (unf(), unf(total_steps=10))
+        tx.update(make_params(), tx.init(make_params()), make_params())[0] for tx in (unf(), unf(total_steps=1000))
     )
     close(whole, scheduled)
 
@@ -95,8 +96,8 @@ def test_weight_decay_is_decoupled(name):
     params, grads = make_params(), make_params(1)
     decayed = tx.update(grads, tx.init(params), params)[0]
     plain = unf(name).update(grads, unf(name).init(params), params)[0]
-    size = 1e-6 if name == "universal" else load_weights(name).alpha
-    # The first estimate of the distance is 1e-6, and its correction of bias 1.
+    # The first estimate of the distance is 0.02.
+    size = (0.02 * 6 / 1000**0.5) ** 0.5 if name == "universal" else load_weights(name).alpha
     expected = plain | {"w": plain["w"] - 0.1 * size * params["w"]}
     chex.assert_trees_all_close(decayed, expected, rtol=1e-4)
 

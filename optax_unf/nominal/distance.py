@@ -42,6 +42,7 @@ def scale_by_distance(
     direction: optax.GradientTransformation,
     *,
     factor: optax.ScalarOrSchedule = 1.0,
+    step_size: Callable[[Float[Array, ""]], Float[Array, ""]] = lambda distance: distance,
     norm: Callable[[PyTree], Float[Array, ""]] = l1_norm,
     decay: float = 0.999**0.5,
     initial: float = 1e-6,
@@ -63,6 +64,7 @@ def scale_by_distance(
     Args:
       direction: a transformation whose results have about unit size.
       factor: multiplies the steps: a number, traced or not, or a schedule.
+      step_size: of the estimate: the size of steps, but for the factor.
       norm: of a tree like the parameters, dual to the norm in which the direction is steepest.
       decay: of the sums.
       initial: the first estimate, smaller than the distance.
@@ -133,7 +135,7 @@ def scale_by_distance(
 
         weighted = jax.tree.map(lambda g: growth.astype(g.dtype) * g, grads)
         steps, inner_state = direction.update(weighted, state.direction, params, **extra)
-        size = rate * state.distance
+        size = rate * step_size(state.distance)
         steps = jax.tree.map(lambda s: size.astype(s.dtype) * s, steps)
         origin = jax.tree.map(
             lambda o, s, x: o + s.astype(o.dtype) if _is_narrow(x) else o, state.origin, steps, params

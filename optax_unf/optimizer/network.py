@@ -48,8 +48,8 @@ class OptimizerConfig:
         nominal term is then that of Adam, and alpha has the size of its rates.
       nominal: the nominal term. `"momentum"` as in the paper, or `"orthogonalized"`: `scale_by_orthogonal`, with the
         step of Adam where there is no matrix, whatever the normalization.
-      step: what the direction is multiplied by. `"alpha"` as in the paper, or `"distance"`: alpha times the distance
-        to the solution that is estimated while training (`scale_by_distance`); alpha is then best near 1.
+      step: what the direction is multiplied by. `"alpha"` as in the paper, or `"distance"`: alpha times a size that is
+        found while training (`scale_by_found_step`); alpha is then best near 1.
       alpha: initial step size.
       gamma_0: initial decay of the nominal momentum.
       beta: initial weight of f.

@@ -12,7 +12,8 @@ from jaxtyping import Array, Float
 
 from optax_unf._arguments import check_factor, check_total_steps
 from optax_unf.infer import Spec
-from optax_unf.nominal.distance import scale_by_distance
+from optax_unf.nominal.schedule import cosine
+from optax_unf.nominal.untuned import scale_by_found_step
 from optax_unf.optimizer.meta_weights import MetaWeights
 from optax_unf.optimizer.scale_by_unf import Weights, scale_by_unf
 from optax_unf.optimizer.weight_files import load_weights
@@ -80,9 +81,10 @@ def unf(
         decay = optax.add_decayed_weights(weight_decay, weight_decay_mask)  # pyright: ignore[reportArgumentType]
         direction = optax.chain(direction, decay)
 
-    size = functools.partial(_step_size, weights.alpha, total_steps, factor)
     if weights.config.step == "distance":
-        return optax.chain(scale_by_distance(direction, factor=size), optax.scale(-1.0))
+        size = functools.partial(_step_size, weights.alpha, None, factor)
+        return optax.chain(scale_by_found_step(direction, total_steps, spec=spec, factor=size), optax.scale(-1.0))
+    size = functools.partial(_step_size, weights.alpha, total_steps, factor)
     if total_steps is None and not callable(factor):
         return optax.chain(direction, optax.stateless(functools.partial(_descend, size(0))))
     return optax.chain(direction, optax.scale_by_learning_rate(size))
@@ -100,14 +102,3 @@ def _step_size(
     """alpha, times the factor, times a cosine from 1 to 0."""
     size = alpha * jnp.asarray(factor(count) if callable(factor) else factor, jnp.float32)
     return size if total_steps is None else size * cosine(total_steps, count)
-
-
-def cosine(total_steps: jax.typing.ArrayLike, count: jax.typing.ArrayLike) -> Float[Array, ""]:
-    """From 1 to 0 over a run, and 0 after it. Unlike `optax.cosine_decay_schedule`, it takes a traced number of steps.
-
-    Example:
-      >>> float(cosine(10, 0)), float(cosine(10, 10)), float(cosine(10, 20))
-      (1.0, 0.0, 0.0)
-    """
-    fraction = jnp.minimum(jnp.asarray(count, jnp.float32) / total_steps, 1.0)
-    return (1.0 + jnp.cos(jnp.pi * fraction)) / 2.0
