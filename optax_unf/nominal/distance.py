@@ -1,5 +1,6 @@
 """The size of steps, from an estimate of the distance to the solution."""
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ class ScaleByDistanceState(NamedTuple):
     direction: Any
 
 
+@functools.partial(jax.jit, inline=True)
 def l1_norm(tree: PyTree) -> Float[Array, ""]:
     """The sum of absolute values: dual to the steps of Adam, which are about as large in every entry."""
     return _total(jnp.sum(jnp.abs(x)) for x in jax.tree.leaves(tree))
@@ -127,23 +129,43 @@ def scale_by_distance(
         # Relative to the first estimate, since d^2 is tiny at first.
         growth = state.distance / initial
         weight = growth * growth * rate * correction
-        travelled = jax.tree.map(lambda o, x, g: _travelled(o, x).astype(g.dtype), state.origin, params, grads)
-        inner = _total(jnp.sum(g * x) for g, x in zip(*map(jax.tree.leaves, (grads, travelled)), strict=True))
-        numerator = (decay * state.numerator + weight * inner).astype(jnp.float32)
-        grad_sum = jax.tree.map(lambda s, g: decay * s + weight.astype(s.dtype) * g, state.grad_sum, grads)
+        sums = state.numerator, state.grad_sum
+        numerator, grad_sum, weighted = _sums(sums, grads, state.origin, params, weight, growth, decay)
         distance = _grown(state.distance, numerator, norm(grad_sum))
 
-        weighted = jax.tree.map(lambda g: growth.astype(g.dtype) * g, grads)
         steps, inner_state = direction.update(weighted, state.direction, params, **extra)
-        size = rate * step_size(state.distance)
-        steps = jax.tree.map(lambda s: size.astype(s.dtype) * s, steps)
-        origin = jax.tree.map(
-            lambda o, s, x: o + s.astype(o.dtype) if _is_narrow(x) else o, state.origin, steps, params
-        )
+        steps, origin = _moved(steps, rate * step_size(state.distance), state.origin, params)
         steps = jax.tree.map(lambda s, g: s.astype(jnp.result_type(g)), steps, updates)
         return steps, ScaleByDistanceState(count, distance, numerator, grad_sum, origin, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+@functools.partial(jax.jit, inline=True)
+def _sums(
+    sums: tuple[Array, PyTree],
+    grads: PyTree,
+    origin: PyTree,
+    params: PyTree,
+    weight: Array,
+    growth: Array,
+    decay: float,
+) -> tuple[Array, PyTree, PyTree]:
+    """The sums with one more gradient, and the gradients times d."""
+    numerator, grad_sum = sums
+    travelled = jax.tree.map(lambda o, x, g: _travelled(o, x).astype(g.dtype), origin, params, grads)
+    inner = _total(jnp.sum(g * x) for g, x in zip(*map(jax.tree.leaves, (grads, travelled)), strict=True))
+    numerator = (decay * numerator + weight * inner).astype(jnp.float32)
+    grad_sum = jax.tree.map(lambda s, g: jnp.asarray(decay, s.dtype) * s + weight.astype(s.dtype) * g, grad_sum, grads)
+    return numerator, grad_sum, jax.tree.map(lambda g: growth.astype(g.dtype) * g, grads)
+
+
+@functools.partial(jax.jit, inline=True)
+def _moved(steps: PyTree, size: Array, origin: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
+    """The steps in their size, and the origin, which for narrow parameters is the sum of them."""
+    steps = jax.tree.map(lambda s: size.astype(s.dtype) * s, steps)
+    summed = jax.tree.map(lambda o, s, x: o + s.astype(o.dtype) if _is_narrow(x) else o, origin, steps, params)
+    return steps, summed
 
 
 def _total(parts: Iterable[Array]) -> Float[Array, ""]:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from optax_unf._arguments import check_real
 from optax_unf._dtypes import at_least_float32
-from optax_unf._sharding import propagated, replicated
+from optax_unf._sharding import placements, propagated, replicated
 from optax_unf.infer import Spec
 from optax_unf.nominal.matrices import find_matrices
 from optax_unf.nominal.matrix import LeafMatrices, Matrix
@@ -22,6 +22,8 @@ from optax_unf.spec.paths import leaves_by_path
 
 # The RMS of Adam's steps in practice (Liu et al. 2025, arXiv:2502.16982, Section 2.2).
 _RMS = 0.2
+# As many programs are kept.
+_KEPT = 128
 
 
 class ScaleByOrthogonalState(NamedTuple):
@@ -111,14 +113,10 @@ def scale_by_orthogonal(
         check_real(updates, "gradient")
         state = ScaleByOrthogonalState(*state)  # pyright: ignore[reportGeneralTypeIssues]
         found = _by_path(find, updates if params is None else params)
-        step = propagated(
-            functools.partial(
-                _step, found=found, momentum=momentum, nesterov=nesterov, graft=graft, b1=b1, b2=b2, eps=eps
-            )
-        )
-        trees = map(leaves_by_path, (updates, state.momentum, state.mu, state.nu))
+        trees = tuple(map(leaves_by_path, (updates, state.momentum, state.mu, state.nu)))
         count = jnp.asarray(optax.safe_increment(state.count))
-        direction, *moments = step(*trees, count=count)
+        step = _program(tuple(found.values()), nesterov, graft, b1, b2, eps, placements(trees))
+        direction, *moments = step(*trees, count=count, momentum=momentum)
         return _refilled(updates, direction), ScaleByOrthogonalState(
             count, *(_refilled(old, new) for old, new in zip(state[1:], moments, strict=True))
         )
@@ -188,6 +186,22 @@ def dual_norm(spec: Spec = None, **options: Any) -> Callable[[PyTree], Float[Arr
 
 
 _Leaves = dict[str, Array]
+
+
+@functools.lru_cache(_KEPT)
+def _program(
+    found: tuple[LeafMatrices, ...],
+    nesterov: bool,
+    graft: bool,
+    b1: float,
+    b2: float,
+    eps: float,
+    shardings: PyTree,
+) -> Callable[..., tuple[_Leaves, _Leaves, _Leaves, _Leaves]]:
+    """A step, which is one compiled program outside of `jax.jit`, too."""
+    by_path = {leaf.path: leaf for leaf in found}
+    step = functools.partial(_step, found=by_path, nesterov=nesterov, graft=graft, b1=b1, b2=b2, eps=eps)
+    return jax.jit(propagated(step), out_shardings=shardings, inline=True)
 
 
 def _step(

@@ -1,5 +1,6 @@
 """Parameters in units of their initial size."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -79,6 +80,7 @@ def in_units(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+@functools.partial(jax.jit, inline=True)
 def _times(tree: PyTree, units: Float[Array, " leaves"]) -> PyTree:
     leaves, structure = jax.tree.flatten(tree)
     return structure.unflatten([x * u.astype(jnp.result_type(x)) for x, u in zip(leaves, units, strict=True)])
