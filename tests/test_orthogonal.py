@@ -31,7 +31,7 @@ def spec():
 
 
 def step(optimizer, grads, params=None):
-    return optimizer.update(grads, optimizer.init(grads), params)[0]
+    return jax.jit(lambda g: optimizer.update(g, optimizer.init(g), params)[0])(grads)
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (4, 30), (30, 4), (2, 3, 8, 9)])
@@ -63,39 +63,42 @@ def test_polar_factors_have_no_scale(scale):
 
 @pytest.mark.parametrize("heads", [False, True])
 def test_parts_and_heads_are_those_of_a_loop(heads):
-    grads = tree(1)
+    grads = jax.tree.map(np.asarray, tree(1))
     found = step(scale_by_orthogonal(spec(), graft=False, heads=heads), grads)
+    factor = jax.jit(polar_factor)
 
     def rule(x):
-        return 0.2 * max(x.shape) ** 0.5 * polar_factor(x)
+        return 0.2 * max(x.shape) ** 0.5 * np.asarray(factor(x))
 
     qkv = []
-    for part in jnp.split(grads["qkv"], 3, axis=1):
-        qkv += [rule(head) for head in jnp.split(part, 2, axis=1)] if heads else [rule(part)]
-    np.testing.assert_allclose(found["qkv"], jnp.concatenate(qkv, axis=1), atol=1e-5)
-    rows = jnp.split(grads["out"], 2) if heads else [grads["out"]]
-    np.testing.assert_allclose(found["out"], jnp.concatenate([rule(x) for x in rows]), atol=1e-5)
-    np.testing.assert_allclose(found["up"], jnp.stack([rule(x) for x in grads["up"]]), atol=1e-5)
-    np.testing.assert_allclose(found["gain"], jnp.sign(grads["gain"]), atol=1e-5)
+    for part in np.split(grads["qkv"], 3, axis=1):
+        qkv += [rule(head) for head in np.split(part, 2, axis=1)] if heads else [rule(part)]
+    np.testing.assert_allclose(found["qkv"], np.concatenate(qkv, axis=1), atol=1e-5)
+    rows = np.split(grads["out"], 2) if heads else [grads["out"]]
+    np.testing.assert_allclose(found["out"], np.concatenate([rule(x) for x in rows]), atol=1e-5)
+    np.testing.assert_allclose(found["up"], np.stack([rule(x) for x in grads["up"]]), atol=1e-5)
+    np.testing.assert_allclose(found["gain"], np.sign(grads["gain"]), atol=1e-5)
 
 
 def test_grafted_matrices_have_the_size_of_adams_step():
     optimizer, adam = scale_by_orthogonal(), optax.scale_by_adam(0.9, 0.95, eps=0.0)
     grads = [{"w": tree(seed)["out"]} for seed in range(4)]
     state, expected_state = optimizer.init(grads[0]), adam.init(grads[0])
+    update, update_adam = jax.jit(optimizer.update), jax.jit(adam.update)
     for g in grads:
-        found, state = optimizer.update(g, state)
-        expected, expected_state = adam.update(g, expected_state)
+        found, state = update(g, state)
+        expected, expected_state = update_adam(g, expected_state)
         np.testing.assert_allclose(jnp.linalg.norm(found["w"]), jnp.linalg.norm(expected["w"]), rtol=1e-4)
 
 
 @pytest.mark.parametrize("graft", [False, True])
 def test_steps_commute_with_permutations(graft):
     space, optimizer = spec(), scale_by_orthogonal(spec(), graft=graft)
+    update = jax.jit(lambda g: optimizer.update(g, optimizer.init(g))[0])
     for seed in range(3):
         g = space.random_permutation(jax.random.key(seed))
-        found = step(optimizer, space.permute(g, tree(1)))
-        expected = space.permute(g, step(optimizer, tree(1)))
+        found = update(space.permute(g, tree(1)))
+        expected = space.permute(g, update(tree(1)))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, expected)
 
 
@@ -140,9 +143,9 @@ def test_state_can_be_mapped(optimizer):
 def test_masked_and_partitioned_trees(optimizer):
     params, mask = tree(0), {"qkv": True, "out": False, "up": True, "gain": False}
     masked = optax.masked(optimizer, mask)
-    updates, _ = masked.update(tree(1), masked.init(params), params)
+    updates, _ = jax.jit(lambda g: masked.update(g, masked.init(params), params))(tree(1))
     np.testing.assert_array_equal(updates["out"], tree(1)["out"])
-    assert bool(jnp.any(updates["qkv"] != tree(1)["qkv"]))
+    assert np.any(updates["qkv"] != tree(1)["qkv"])
 
 
 @optimizers
