@@ -116,5 +116,5 @@ def test_errors_are_clear():
         optimizer.update(parameters(), state)
     with pytest.raises(TypeError, match="floating-point"):
         optimizer.init({"n": jnp.zeros(3, int)})
-    with pytest.raises(ValueError, match="positive integer"):
+    with pytest.raises(ValueError, match="must be positive"):
         orthogonal_prodigy(0)
