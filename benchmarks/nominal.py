@@ -39,7 +39,7 @@ def measure(params, repeats):
         "optax.contrib.muon": optax.contrib.muon(1e-3, consistent_rms=0.2),
         "orthogonal, not grafted": optax_unf.orthogonal(1e-3, graft=False),
         "orthogonal, grafted": optax_unf.orthogonal(1e-3),
-        "orthogonal_prodigy": optax_unf.orthogonal_prodigy(1000),
+        "unf": optax_unf.unf(total_steps=1000),
     }
     keys = jax.random.split(jax.random.key(0), len(jax.tree.leaves(params)))
     grads = jax.tree.map(

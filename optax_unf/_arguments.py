@@ -1,6 +1,6 @@
 """What the optimizer refuses, before anything is compiled."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -70,6 +70,20 @@ def check_total_steps(total_steps: Any) -> None:
         raise TypeError(f"total_steps must be an integer, the updates in the whole run, but is {total_steps!r}.")
     if total_steps < 1:
         raise ValueError(f"total_steps must be positive, the updates in the whole run, but is {total_steps!r}.")
+
+
+State = TypeVar("State")
+
+
+def checked_state(state: Any, kind: type[State]) -> State:
+    """The state of a transformation, which must be of its own type."""
+    if not isinstance(state, kind):
+        raise TypeError(
+            f"The state must be the {kind.__name__} that init of this transformation returns, but is a "
+            f"{type(state).__name__}. Give update the state of the same optimizer; one that was restored as plain "
+            f"containers must be restored into the structure of optimizer.init(params)."
+        )
+    return state
 
 
 def check_accumulator(dtype: DTypeLike | None) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from optax_unf import Concat, in_units
+from optax_unf import Concat, in_units, scale_by_distance, scale_by_orthogonal
 
 PARAMS = {
     "w": jnp.array([[3.0, -4.0], [0.0, 0.0], [0.0, 0.0]]),
@@ -53,3 +53,15 @@ def test_a_spec_says_what_is_a_matrix():
     np.testing.assert_allclose(in_units(optax.identity(), spec).init(params).units, [5.0, 1.0])
     units = in_units(optax.identity(), spec, adam="depth").init(params).units
     np.testing.assert_allclose(units, [2.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [in_units(optax.identity()), scale_by_distance(optax.identity()), scale_by_orthogonal()],
+    ids=["units", "distance", "orthogonal"],
+)
+def test_the_state_of_another_optimizer_is_refused(tx):
+    params = {"w": jnp.ones((3, 2))}
+    for state in ({"count": 0}, optax.sgd(0.1).init(params)):
+        with pytest.raises(TypeError, match=r"must be the \w+State that init of this transformation returns"):
+            tx.update(params, state, params)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from optax_unf._arguments import check_real
+from optax_unf._arguments import check_real, checked_state
 from optax_unf._dtypes import at_least_float32
 from optax_unf._sharding import replicated
 
@@ -120,7 +120,7 @@ def scale_by_distance(
                 "update(gradients, state, params)."
             )
         check_real(updates, "gradient")
-        state = ScaleByDistanceState(*state)  # pyright: ignore[reportGeneralTypeIssues]
+        state = checked_state(state, ScaleByDistanceState)
         grads = jax.tree.map(lambda g: jnp.asarray(g).astype(_wide(g)), updates)
         count = jnp.asarray(optax.safe_increment(state.count))
         rate = jnp.asarray(factor(state.count) if callable(factor) else factor, jnp.float32)

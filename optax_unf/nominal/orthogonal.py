@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from optax_unf._arguments import check_real
+from optax_unf._arguments import check_real, checked_state
 from optax_unf._dtypes import at_least_float32
 from optax_unf._sharding import placements, propagated, replicated
 from optax_unf.infer import Spec
@@ -111,7 +111,7 @@ def scale_by_orthogonal(
     ) -> tuple[optax.Updates, ScaleByOrthogonalState]:
         del extra  # every optax transformation accepts what others in its chain need
         check_real(updates, "gradient")
-        state = ScaleByOrthogonalState(*state)  # pyright: ignore[reportGeneralTypeIssues]
+        state = checked_state(state, ScaleByOrthogonalState)
         found = _by_path(find, updates if params is None else params)
         trees = tuple(map(leaves_by_path, (updates, state.momentum, state.mu, state.nu)))
         count = jnp.asarray(optax.safe_increment(state.count))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from optax_unf._arguments import check_real
+from optax_unf._arguments import check_real, checked_state
 from optax_unf._sharding import replicated
 from optax_unf.infer import Spec
 from optax_unf.nominal.matrices import find_matrices
@@ -72,7 +72,7 @@ def in_units(
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, InUnitsState]:
-        units, inner_state = InUnitsState(*state)  # pyright: ignore[reportGeneralTypeIssues]
+        units, inner_state = checked_state(state, InUnitsState)
         seen = None if params is None else _times(params, 1 / units)
         steps, inner_state = inner.update(_times(updates, units), inner_state, seen, **extra)
         return _times(steps, units), InUnitsState(units, inner_state)

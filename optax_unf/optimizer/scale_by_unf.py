@@ -10,7 +10,7 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Int, PyTree
 
-from optax_unf._arguments import check_accumulator, check_block_entries, check_real, flatten_checked
+from optax_unf._arguments import check_accumulator, check_block_entries, check_real, checked_state, flatten_checked
 from optax_unf._dtypes import at_least_float32
 from optax_unf._sharding import replicated
 from optax_unf.infer import Inferred, Spec, resolved
@@ -179,12 +179,7 @@ def _weight_space(weights: MetaWeights, spec: Spec, params: PyTree) -> Permutati
 
 
 def _checked_state(state: optax.OptState, config: OptimizerConfig) -> ScaleByUNFState:
-    if not isinstance(state, ScaleByUNFState):
-        raise TypeError(
-            f"The state must be the ScaleByUNFState that init of this transformation returns, but is a "
-            f"{type(state).__name__}. Give update the state of the same optimizer; one that was restored as plain "
-            f"containers must be restored into the structure of optimizer.init(params)."
-        )
+    state = checked_state(state, ScaleByUNFState)
     wanted = _number_of_momenta(config)
     if len(state.momenta) != wanted:
         raise ValueError(
