@@ -120,6 +120,17 @@ def test_convolutions_layers_and_gates():
     assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
 
 
+def test_a_convolution_of_slices_is_no_stack():
+    def model(params, x):
+        shifted = [x[:, i : i + 5, j : j + 5] @ params["first"][i, j] for i in range(2) for j in range(2)]
+        x = jax.nn.relu(sum(shifted) + params["b"])
+        return sum(x[:, i : i + 4, j : j + 4] @ params["conv"][i, j] for i in range(2) for j in range(2))
+
+    params = shapes(first=(2, 2, 3, 6), b=(6,), conv=(2, 2, 6, 5))
+    spec = infer_spec(model, params, S((4, 6, 6, 3), jnp.float32), io="permute")
+    assert taken(params, spec) == {"b": [None], "conv": ["24 x 5"], "first": ["12 x 6"]}
+
+
 def test_a_misfit_is_refused():
     spec = make_spec({"w": ("a", "b")}, shapes(w=(2, 3)))
     with pytest.raises(ValueError, match="shape"):

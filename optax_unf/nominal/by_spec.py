@@ -116,9 +116,11 @@ def _joined(groups: Sequence[tuple[int, Group]]) -> Group:
 def _layers(spec: PermutationSpec) -> frozenset[str]:
     """Leaves whose first axis is a fixed stack, as of scanned layers.
 
-    `infer_spec` says so; else it shows in leaves of the same stack with one more axis only, biases or scales.
+    `infer_spec` says so; else it shows in leaves of the same stack with one more axis only, biases or scales. Where
+    the order of the second axis matters too, both may be positions of a convolution written as slices.
     """
     noted = {path for path, note in spec.notes if re.search(r"\b0\b.*order matters", note)}
+    windows = {path for path, note in spec.notes if re.search(r"\b1\b.*order matters", note)}
     positions = {path for path, note in spec.notes if re.search(r"\b0\b.*positions of a convolution", note)}
     thin = {
         (leaf.shape[0], leaf.axes[1])
@@ -132,7 +134,7 @@ def _layers(spec: PermutationSpec) -> frozenset[str]:
         and not names_of(leaf.axes[0])
         and any((leaf.shape[0], axis) in thin for axis in leaf.axes[1:])
     }
-    return frozenset((stacked - positions) | noted)
+    return frozenset((stacked - positions) | (noted - windows))
 
 
 def _stacks(rows: Sequence[list[tuple[Name, ...]]]) -> frozenset[Name]:
