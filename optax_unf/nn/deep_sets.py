@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from optax_unf._xla import product
 from optax_unf.nn.layout import Features
 from optax_unf.nn.plan import deep_sets_plan, parameters
-from optax_unf.nn.product import product
 
 
 def deep_sets(params: Mapping[str, Float[Array, "..."]], x: Float[Array, "i *shape"]) -> Float[Array, "o *shape"]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from optax_unf._xla import apart, product, together
 from optax_unf.nn.contract import Tensor, contractions, expand
 from optax_unf.nn.meetings import (
     Meeting,
@@ -22,7 +23,6 @@ from optax_unf.nn.meetings import (
     role_of,
     roles,
 )
-from optax_unf.nn.product import apart, product, together
 
 Kernels: TypeAlias = Mapping[str, Float[Array, "..."]]
 """The parameters of a layer, by their names in `optax_unf.nn.plan`."""

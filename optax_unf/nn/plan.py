@@ -79,14 +79,20 @@ def std(*, own: bool, fan_in: int, others: int) -> float:
 def draw(plan: Plan, key: Array) -> dict[str, Float[Array, "..."]]:
     """Parameters before training.
 
-    All numbers are drawn at once and then cut: outside of `jax.jit`, each draw of another shape would be compiled.
+    All numbers are drawn at once and then cut, where they can be by numpy: each draw and each cut of another shape
+    would be compiled.
     """
     if not plan:
         return {}
     stds = np.concatenate([std.ravel() for std in plan.values()])
     numbers = jax.random.normal(key, stds.shape, jnp.float32) * jnp.asarray(stds, jnp.float32)
-    parts = jax.lax.split(numbers, [std.size for std in plan.values()])
-    return {name: part.reshape(std.shape) for (name, std), part in zip(plan.items(), parts, strict=True)}
+    if not isinstance(numbers, jax.core.Tracer):
+        numbers = np.asarray(numbers)
+    ends = np.cumsum([std.size for std in plan.values()])
+    return {
+        name: jnp.asarray(numbers[end - std.size : end].reshape(std.shape))
+        for (name, std), end in zip(plan.items(), ends, strict=True)
+    }
 
 
 def parameters(module: nn.Module, plan: Plan, *, may_lack: bool = False) -> dict[str, Float[Array, "..."]]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -91,8 +92,21 @@ class UNF(nn.Module):
         leaves = tensors(self.spec, fixed_as_permuted=tied)
         plan = (tied_plan if tied else full_plan)(leaves, len(xs[0]), self.channels, use_bias=self.use_bias)
         params = parameters(self, plan, may_lack=tied)
-        dtype = jnp.result_type(*xs)
-        blocks = to_blocks([x.astype(dtype) for x in xs], self.spec)
-        contracted = [contractions_of(x, leaf) for x, leaf in zip(blocks, leaves, strict=True)]
-        ys = equivariant(params, self.spec, self.coefficients, contracted, self.channels)
+        ys = _layer(params, xs, self.spec, self.coefficients, self.channels)
         return to_tree([y.astype(x.dtype) for y, x in zip(ys, xs, strict=True)], features, self.spec)
+
+
+# Outside of jit one program, as when flax initializes the module: its operations one by one take ten times as long.
+@functools.partial(jax.jit, static_argnames=("spec", "coefficients", "channels"), inline=True)
+def _layer(
+    params: Kernels,
+    xs: list[Float[Array, "i *shape"]],
+    spec: PermutationSpec,
+    coefficients: Coefficients,
+    channels: int,
+) -> list[Float[Array, "channels *shape"]]:
+    leaves = tensors(spec, fixed_as_permuted=coefficients == "tied")
+    dtype = jnp.result_type(*xs)
+    blocks = to_blocks([x.astype(dtype) for x in xs], spec)
+    contracted = [contractions_of(x, leaf) for x, leaf in zip(blocks, leaves, strict=True)]
+    return equivariant(params, spec, coefficients, contracted, channels)
