@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from optax_unf.nn.contract import Tensor
@@ -86,7 +87,7 @@ def draw(plan: Plan, key: Array) -> dict[str, Float[Array, "..."]]:
         return {}
     stds = np.concatenate([std.ravel() for std in plan.values()])
     numbers = jax.random.normal(key, stds.shape, jnp.float32) * jnp.asarray(stds, jnp.float32)
-    if not isinstance(numbers, jax.core.Tracer):
+    if not isinstance(numbers, Tracer):
         numbers = np.asarray(numbers)
     ends = np.cumsum([std.size for std in plan.values()])
     return {
