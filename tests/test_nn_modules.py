@@ -237,27 +237,6 @@ def test_nfn_of_no_leaves():
     assert NFN(make_spec({}, {}), 1).init_with_output(jax.random.key(0), {})[0] == {}
 
 
-# All modules, channels first or last.
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda spec, axis: NFN(spec, 2, channel_axis=axis),
-        lambda spec, axis: PositionalEncoding(spec, ("image", None), channel_axis=axis),
-        lambda spec, axis: DeepSets(2, channel_axis=axis),
-    ],
-    ids=["NFN", "PositionalEncoding", "DeepSets"],
-)
-def test_channels_first_and_last_agree(make):
-    spec = spec_of(CNN)
-    x = random_features(spec, jax.random.key(0), 3)
-    first = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0), x)
-    variables = random_variables(make(spec, -1), x, seed=1)
-    y = jax.jit(make(spec, 0).apply)(variables, first)
-    assert_close(jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1), y), jax.jit(make(spec, -1).apply)(variables, x))
-
-
 # InvariantPool.
 
 
@@ -287,12 +266,10 @@ def test_pool_has_all_invariants():
 def test_pool_of_a_matrix_is_its_mean_and_that_of_its_diagonal():
     spec = spec_of({"x": (None, "n", "n")}, n=4)
     x = random_features(spec, jax.random.key(0), 3)
-    y = jax.jit(lambda x: InvariantPool(spec, channel_axis=-1).apply({}, x))(x)
+    y = jax.jit(lambda x: InvariantPool(spec).apply({}, x))(x)
     # Channel by channel, each with its two positions.
     whole, diagonal = x["x"].mean((1, 2)).T.ravel(), jnp.einsum("piic->cp", x["x"]).ravel() / 4
     np.testing.assert_allclose(np.sort(y), np.sort(jnp.concatenate([whole, diagonal])), rtol=1e-5, atol=1e-6)
-    first = {"x": jnp.moveaxis(x["x"], -1, 0)}
-    assert_close(jax.jit(lambda x: InvariantPool(spec, channel_axis=0).apply({}, x))(first), y)
 
 
 def test_pool_of_no_leaves():

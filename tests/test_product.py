@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from optax_unf.nn.product import apart
+from optax_unf._xla import apart
 
 FEW, MANY = (3, 1, 4), (3, 1, 2) * 8
 

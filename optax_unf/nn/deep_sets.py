@@ -1,14 +1,35 @@
 """Deep Sets: each leaf is a set of entries."""
 
 import math
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from optax_unf.nn.layout import ChannelAxis, Features
-from optax_unf.nn.product import product
+from optax_unf._xla import product
+from optax_unf.nn.layout import Features
+from optax_unf.nn.plan import deep_sets_plan, parameters
+
+
+def deep_sets(params: Mapping[str, Float[Array, "..."]], x: Float[Array, "i *shape"]) -> Float[Array, "o *shape"]:
+    """The layer on one leaf, channels first, with the parameters that are given: `kernel`, `pooled`, `bias`."""
+    y = product(params["kernel"], x)
+    if "pooled" in params:
+        y += product(params["pooled"], _mean(x))
+    if "bias" in params:
+        y += params["bias"].reshape(-1, *(1 for _ in x.shape[1:])).astype(y.dtype)
+    return y
+
+
+def with_shared(
+    params: Mapping[str, Float[Array, "..."]], shared: Float[Array, " shared"]
+) -> dict[str, Float[Array, "..."]]:
+    """Parameters without the last input channels, which are `shared` at every entry: their product is a bias."""
+    kernel, rest = jnp.split(params["kernel"], [len(params["kernel"]) - len(shared)])
+    offset = shared @ rest
+    return {**params, "kernel": kernel, "bias": offset + params["bias"] if "bias" in params else offset}
 
 
 class DeepSets(nn.Module):
@@ -21,7 +42,6 @@ class DeepSets(nn.Module):
       channels: number of output channels.
       pool: whether there is a pooled part.
       use_bias: whether there is a bias.
-      channel_axis: -1 for leaves `[*shape, channels]`, 0 for `[channels, *shape]`, which is faster on CPUs.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -34,7 +54,6 @@ class DeepSets(nn.Module):
     channels: int
     pool: bool = True
     use_bias: bool = True
-    channel_axis: ChannelAxis = -1
 
     @nn.compact
     def __call__(self, features: Features, shared: Float[Array, " inputs"] | None = None) -> Features:
@@ -48,35 +67,17 @@ class DeepSets(nn.Module):
         leaves = jax.tree.leaves(features)
         if not leaves:
             return features
-        inputs = leaves[0].shape[self.channel_axis]
-        share = 0.5 if self.pool else 1.0
-        init = nn.initializers.variance_scaling(share, "fan_in", "normal")
-        rows = inputs + (0 if shared is None else shared.shape[0])
-        kernel = self.param("kernel", init, (rows, self.channels))
-        pooled = self.param("pooled", init, (inputs, self.channels)) if self.pool else None
-        bias = self.param("bias", nn.initializers.zeros, (self.channels,)) if self.use_bias else None
+        constant = 0 if shared is None else len(shared)
+        plan = deep_sets_plan(
+            leaves[0].shape[-1], self.channels, shared=constant, pool=self.pool, use_bias=self.use_bias
+        )
+        params = parameters(self, plan)
         if shared is not None:
-            offset = shared @ kernel[inputs:]
-            kernel, bias = kernel[:inputs], offset if bias is None else offset + bias
-
-        def entry(x: Array) -> Array:
-            y = _product(kernel, x, self.channel_axis)
-            if pooled is not None:
-                y += _product(pooled, _mean(x, self.channel_axis), self.channel_axis)
-            if bias is not None:
-                y += (bias if self.channel_axis == -1 else bias.reshape(-1, *(1 for _ in x.shape[1:]))).astype(y.dtype)
-            return y
-
-        return jax.tree.map(entry, features)
+            params = with_shared(params, shared)
+        return jax.tree.map(lambda x: jnp.moveaxis(deep_sets(params, jnp.moveaxis(x, -1, 0)), 0, -1), features)
 
 
-def _product(kernel: Float[Array, "i o"], x: Float[Array, "..."], channel_axis: ChannelAxis) -> Array:
-    if channel_axis == 0:
-        return product(kernel, x)
-    return jnp.einsum("io,...i->...o", kernel.astype(x.dtype), x)
-
-
-def _mean(x: Array, channel_axis: ChannelAxis) -> Array:
-    axes = tuple(axis for axis in range(x.ndim) if axis != channel_axis % x.ndim)
+def _mean(x: Float[Array, "i *shape"]) -> Array:
+    axes = tuple(range(1, x.ndim))
     # A mean over nothing is 0: an empty leaf stays empty and finite.
-    return jnp.sum(x, axes, keepdims=True) / max(math.prod(x.shape[axis] for axis in axes), 1)
+    return jnp.sum(x, axes, keepdims=True) / max(math.prod(x.shape[1:]), 1)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, DTypeLike, Float
 
-from optax_unf.nn.layout import ChannelAxis, Features, channels_first, to_tree
+from optax_unf.nn.layout import Features, channels_first, to_tree
 from optax_unf.spec.axes import Name
 from optax_unf.spec.leaf import Block, LeafSpec, join_blocks
 from optax_unf.spec.paths import show_path
@@ -31,7 +31,6 @@ class PositionalEncoding(nn.Module):
       spec: the permutation spec of the weight space.
       names: names of the axes to encode. `None` stands for fixed axes.
       frequencies: number of octaves, at least the number of axes of one name in one leaf.
-      channel_axis: -1 for leaves `[*shape, channels]`, 0 for `[channels, *shape]`, which is faster on CPUs.
 
     Raises:
       ValueError: the spec has no axis of one of the names, or a leaf has more of them than there are frequencies (at
@@ -53,7 +52,6 @@ class PositionalEncoding(nn.Module):
     spec: PermutationSpec
     names: tuple[Name | None, ...]
     frequencies: int = 4
-    channel_axis: ChannelAxis = -1
 
     def __post_init__(self) -> None:
         _check(self.spec, self.names, self.frequencies)
@@ -68,12 +66,12 @@ class PositionalEncoding(nn.Module):
         Returns:
           A tree of the same structure with `2 * frequencies * len(names)` more channels; each leaf keeps its dtype.
         """
-        xs = channels_first(features, self.spec, self.channel_axis)
+        xs = channels_first(features, self.spec)
         ys = [
             jnp.concatenate([x, *(_encoding(leaf, name, self.frequencies, x.dtype) for name in self.names)])
             for leaf, x in zip(self.spec.leaves, xs, strict=True)
         ]
-        return to_tree(ys, features, self.spec, self.channel_axis)
+        return to_tree(ys, features, self.spec)
 
 
 def _check(spec: PermutationSpec, names: Sequence[Name | None], frequencies: int) -> None:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
@@ -12,35 +12,25 @@ from optax_unf.spec.paths import show_path
 from optax_unf.spec.permutation_spec import PermutationSpec
 
 Features: TypeAlias = PyTree[Float[Array, "..."]]
-ChannelAxis: TypeAlias = Literal[-1, 0]
 
 
-def channels_first(
-    features: Features, spec: PermutationSpec, channel_axis: ChannelAxis
-) -> list[Float[Array, "channels *shape"]]:
+def channels_first(features: Features, spec: PermutationSpec) -> list[Float[Array, "channels *shape"]]:
     """The leaves in the order of the spec, channels first, checked against its shapes."""
     leaves = []
     for leaf, x in zip(spec.leaves, spec.flatten(features, "features"), strict=True):
         x = jnp.asarray(x)
-        shape = x.shape[:-1] if channel_axis == -1 else x.shape[1:]
-        if x.ndim == 0 or shape != leaf.shape:
-            wanted = (*leaf.shape, "channels") if channel_axis == -1 else ("channels", *leaf.shape)
+        if x.ndim == 0 or x.shape[:-1] != leaf.shape:
             raise ValueError(
-                f"The features of leaf {show_path(leaf.path)} must have shape {wanted}, but have {x.shape}. Add a "
-                f"channel axis, or make the spec from parameters of this shape."
+                f"The features of leaf {show_path(leaf.path)} must have shape {(*leaf.shape, 'channels')}, but have "
+                f"{x.shape}. Add a channel axis, or make the spec from parameters of this shape."
             )
-        leaves.append(jnp.moveaxis(x, channel_axis, 0))
+        leaves.append(jnp.moveaxis(x, -1, 0))
     return leaves
 
 
-def to_tree(
-    leaves: list[Float[Array, "channels *shape"]],
-    like: Features,
-    spec: PermutationSpec,
-    channel_axis: ChannelAxis,
-) -> Features:
+def to_tree(leaves: list[Float[Array, "channels *shape"]], like: Features, spec: PermutationSpec) -> Features:
     """The inverse of `channels_first`."""
-    return spec.unflatten([jnp.moveaxis(x, 0, channel_axis) for x in leaves], like)
+    return spec.unflatten([jnp.moveaxis(x, 0, -1) for x in leaves], like)
 
 
 def to_blocks(

@@ -121,6 +121,22 @@ def mean_index(tensor: Tensor) -> int:
     )
 
 
+def roles(meeting: Meeting, leaves: tuple[Tensor, ...]) -> dict[Role, list[tuple[int, int]]]:
+    """The departures of a meeting by their roles."""
+    found: dict[Role, list[tuple[int, int]]] = {}
+    for leaf, k in meeting.departures:
+        found.setdefault(role_of(contractions(leaves[leaf].names)[k][0]), []).append((leaf, k))
+    return found
+
+
+def own_labels(meeting: Meeting, leaves: tuple[Tensor, ...], leaf: int, expansion: Expansion) -> list[tuple[str, int]]:
+    """The contractions of the target itself, but for the entry and the mean, which each leaf sees anyway."""
+    labelled = [
+        (label_of(role_of(contractions(leaves[leaf].names)[k][0]), expansion), k) for k in meeting.of_leaf(leaf)
+    ]
+    return [(label, k) for label, k in labelled if not is_entry_or_mean(label)]
+
+
 @functools.lru_cache(maxsize=64)
 def most_terms(leaves: tuple[Tensor, ...]) -> int:
     """How many terms arrive at the leaf that most arrive at, with tied coefficients."""

@@ -3,35 +3,29 @@
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from optax_unf.nn.contract import Expansion, Tensor, contractions, expand
+from optax_unf._xla import apart, product, together
+from optax_unf.nn.contract import Tensor, contractions, expand
 from optax_unf.nn.meetings import (
     Meeting,
-    Role,
     is_entry_or_mean,
-    is_own,
     label_of,
     mean_index,
     meeting_of,
     meetings,
-    most_terms,
+    own_labels,
     role_of,
+    roles,
 )
-from optax_unf.nn.product import apart, product, together
 
-# Outputs have unit variance at initialization. Half of it comes from the entry itself, so that it neither
-# vanishes for inputs with zero mean nor grows with the number of leaves.
-_OWN_SHARE = 0.5
-
-Matrix: TypeAlias = Callable[[str, np.ndarray], Float[Array, "..."]]
-"""A parameter of the layer by its name, given the standard deviations of its entries at initialization."""
+Kernels: TypeAlias = Mapping[str, Float[Array, "..."]]
+"""The parameters of a layer, by their names in `optax_unf.nn.plan`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,21 +43,20 @@ Contracted: TypeAlias = Sequence[Array | Arrived]
 
 
 def mix_full(
-    matrix: Matrix, leaves: tuple[Tensor, ...], contracted: Sequence[Contracted], channels: int, use_bias: bool
+    kernels: Kernels, leaves: tuple[Tensor, ...], contracted: Sequence[Contracted], channels: int
 ) -> list[list[Array]]:
     """The broadcastable terms of every output leaf, with a matrix for every pair of contraction and expansion.
 
     Args:
-      matrix: the layer's parameters.
+      kernels: the layer's matrices, and a bias if it has one.
       leaves: the tensors.
       contracted: the contractions of each.
       channels: output channels.
-      use_bias: add the constant maps.
     """
     terms: list[list[Array]] = [[] for _ in leaves]
     heights = _heights(contracted)
     for meeting in meetings(leaves):
-        kernel = _full_kernel(matrix, meeting, leaves, heights, channels)
+        kernel = kernels["kernel" + meeting.label]
         to_each = widths(meeting, leaves, channels)
         rows = np.cumsum([0, *(heights[leaf] for leaf, _ in meeting.departures)])
         arriving = [(contracted[leaf][k], _order(leaves, leaf, k)) for leaf, k in meeting.departures]
@@ -73,8 +66,8 @@ def mix_full(
             if len(held) < len(arriving):
                 kernel = jnp.concatenate([kernel[rows[n] : rows[n + 1]] for n in held])
             y = _joint_product(kernel, [arriving[n] for n in held])  # type: ignore[misc]
-            if use_bias and not meeting.signature:
-                y += matrix("bias", np.zeros(sum(to_each))).astype(y.dtype)
+            if "bias" in kernels and not meeting.signature:
+                y += kernels["bias"].astype(y.dtype)
             products.append(y)
         parts = apart(functools.reduce(operator.add, products), to_each)
         for part, (leaf, expansion) in zip(parts, meeting.arrivals, strict=True):
@@ -83,43 +76,43 @@ def mix_full(
 
 
 def full_rows(
-    matrix: Matrix, leaves: tuple[Tensor, ...], heights: Sequence[int], departure: tuple[int, int], channels: int
+    kernels: Kernels, leaves: tuple[Tensor, ...], inputs: int, departure: tuple[int, int]
 ) -> Float[Array, "inputs outputs"]:
     """The matrix from one contraction to all that `mix_full` makes of it."""
     meeting = meeting_of(leaves, departure)
-    kernel = _full_kernel(matrix, meeting, leaves, list(heights), channels)
+    heights = [inputs * leaf.positions for leaf in leaves]
     start = sum(heights[leaf] for leaf, _ in meeting.departures[: meeting.departures.index(departure)])
-    return kernel[start : start + heights[departure[0]]]
+    return kernels["kernel" + meeting.label][start : start + heights[departure[0]]]
 
 
 def mix_tied(
-    matrix: Matrix, leaves: tuple[Tensor, ...], contracted: Sequence[Contracted], channels: int, use_bias: bool
+    kernels: Kernels, leaves: tuple[Tensor, ...], contracted: Sequence[Contracted], channels: int
 ) -> list[list[Array]]:
     """As `mix_full`, with matrices that belong to pairs of roles rather than to pairs of leaves.
 
     A leaf sees each of its entries and its mean, whatever its rank; then, for each role, the mean over all leaves
     in it, and its own contraction in that role.
     """
-    kernel = _tied_kernels(matrix, leaves, _heights(contracted)[0], channels)
+    kernel = _or_zero(kernels)
     terms: list[list[Array]] = [[] for _ in leaves]
     for leaf, tensor in enumerate(leaves):
         whole, average = contracted[leaf][0], contracted[leaf][mean_index(tensor)]
         assert not isinstance(average, Arrived)
         constant = product(kernel("mean"), average)
-        if use_bias:
-            constant += matrix("bias", np.zeros(channels)).astype(constant.dtype)
+        if "bias" in kernels:
+            constant += kernels["bias"].astype(constant.dtype)
         terms[leaf].append(constant.reshape(-1, *(1 for _ in tensor.sizes)))
         if not isinstance(whole, Arrived):
             terms[leaf].append(product(kernel("entry"), whole, widen=True))
     for meeting in meetings(leaves):
-        roles = _roles(meeting, leaves)
+        shared = roles(meeting, leaves)
         held = {
             role: [x for x in (contracted[leaf][k] for leaf, k in members) if not isinstance(x, Arrived)]
-            for role, members in roles.items()
+            for role, members in shared.items()
         }
         # Contractions in one role have their axes in one order.
         pooled = [
-            (functools.reduce(jnp.add, xs) / len(roles[role]), _order(leaves, *roles[role][0]))
+            (functools.reduce(jnp.add, xs) / len(shared[role]), _order(leaves, *shared[role][0]))
             for role, xs in held.items()
             if xs
         ]
@@ -133,7 +126,7 @@ def mix_tied(
                     rows = jnp.concatenate([kernel("all " + label) for label in labels])
                     arriving[labels[0]] = _joint_product(rows, pooled, widen=True)
                 total.append(arriving[labels[0]])
-            own = _own(meeting, leaves, leaf, expansion)
+            own = own_labels(meeting, leaves, leaf, expansion)
             own = [(label, k) for label, k in own if not isinstance(contracted[leaf][k], Arrived)]
             if own:
                 rows = jnp.concatenate([kernel("own " + label) for label, _ in own])
@@ -149,23 +142,13 @@ def mix_tied(
 
 
 def tied_rows(
-    matrix: Matrix, leaves: tuple[Tensor, ...], heights: Sequence[int], departure: tuple[int, int], channels: int
+    kernels: Kernels, leaves: tuple[Tensor, ...], departure: tuple[int, int]
 ) -> Float[Array, "inputs outputs"]:
     """The matrix from one contraction to all that `mix_tied` makes of it, put together from tied ones."""
-    kernel = _tied_kernels(matrix, leaves, heights[0], channels)
-    return untied_rows(kernel, meeting_of(leaves, departure), leaves, departure)
-
-
-def untied_rows(
-    kernel: Callable[[str], Float[Array, "i o"]],
-    meeting: Meeting,
-    leaves: tuple[Tensor, ...],
-    departure: tuple[int, int],
-) -> Float[Array, "i outputs"]:
-    """The matrix from one departure to all arrivals of a meeting, put together from tied ones."""
+    kernel, meeting = _or_zero(kernels), meeting_of(leaves, departure)
     leaf, k = departure
     role = role_of(contractions(leaves[leaf].names)[k][0])
-    sharing = len(_roles(meeting, leaves)[role])
+    sharing = len(roles(meeting, leaves)[role])
     columns = []
     for target, expansion in meeting.arrivals:
         label = label_of(role, expansion)
@@ -207,18 +190,6 @@ def _order(leaves: tuple[Tensor, ...], leaf: int, k: int) -> tuple[int, ...]:
     return contractions(leaves[leaf].names)[k][0].order
 
 
-def std(*, own: bool, fan_in: int, others: int) -> float:
-    """The standard deviation of a matrix at initialization: of a leaf's own entries, or of one of the other terms."""
-    if own:
-        return float(np.sqrt((_OWN_SHARE if others else 1.0) / max(fan_in, 1)))
-    return float(np.sqrt((1.0 - _OWN_SHARE) / max(others, 1)))
-
-
-def normal(std: np.ndarray) -> Callable[[Array], Float[Array, "..."]]:
-    """An initializer: normal numbers with these standard deviations."""
-    return lambda key: jax.random.normal(key, std.shape) * jnp.asarray(std, jnp.float32)
-
-
 def _heights(contracted: Sequence[Contracted]) -> list[int]:
     """Input channels of each leaf. The last contraction is never too large to hold."""
     return [xs[-1].shape[0] for xs in contracted]  # type: ignore[union-attr]
@@ -229,47 +200,6 @@ def widths(meeting: Meeting, leaves: tuple[Tensor, ...], channels: int) -> list[
     return [channels * leaves[leaf].positions for leaf, _ in meeting.arrivals]
 
 
-def _full_kernel(
-    matrix: Matrix, meeting: Meeting, leaves: tuple[Tensor, ...], heights: list[int], channels: int
-) -> Float[Array, "inputs outputs"]:
-    others = _fan_in(leaves, tuple(heights))
-    stds = [
-        [std(own=is_own(d, a, leaves), fan_in=heights[a[0]], others=others[a[0]]) for a in meeting.arrivals]
-        for d in meeting.departures
-    ]
-    rows = np.repeat(np.array(stds), [heights[leaf] for leaf, _ in meeting.departures], axis=0)
-    return matrix("kernel" + meeting.label, np.repeat(rows, widths(meeting, leaves, channels), axis=1))
-
-
-@functools.lru_cache(maxsize=64)
-def _fan_in(leaves: tuple[Tensor, ...], heights: tuple[int, ...]) -> tuple[int, ...]:
-    """Channels that arrive at each leaf besides its own entries."""
-    others = [-height for height in heights]
-    for meeting in meetings(leaves):
-        total = sum(heights[source] for source, _ in meeting.departures)
-        for leaf, _ in meeting.arrivals:
-            others[leaf] += total
-    return tuple(others)
-
-
-def _tied_kernels(
-    matrix: Matrix, leaves: tuple[Tensor, ...], height: int, channels: int
-) -> Callable[[str], Float[Array, "inputs outputs"]]:
-    other = float(np.sqrt((1.0 - _OWN_SHARE) / (height * most_terms(leaves))))
-    entry = float(np.sqrt(_OWN_SHARE / height))
-    return lambda name: matrix(name, np.full((height, channels), entry if name == "entry" else other))
-
-
-def _roles(meeting: Meeting, leaves: tuple[Tensor, ...]) -> dict[Role, list[tuple[int, int]]]:
-    roles: dict[Role, list[tuple[int, int]]] = {}
-    for leaf, k in meeting.departures:
-        roles.setdefault(role_of(contractions(leaves[leaf].names)[k][0]), []).append((leaf, k))
-    return roles
-
-
-def _own(meeting: Meeting, leaves: tuple[Tensor, ...], leaf: int, expansion: Expansion) -> list[tuple[str, int]]:
-    """The contractions of the target itself, but for the entry and the mean, which each leaf sees anyway."""
-    labelled = [
-        (label_of(role_of(contractions(leaves[leaf].names)[k][0]), expansion), k) for k in meeting.of_leaf(leaf)
-    ]
-    return [(label, k) for label, k in labelled if not is_entry_or_mean(label)]
+def _or_zero(kernels: Kernels) -> Callable[[str], Float[Array, "i o"]]:
+    """Tied matrices by name: roles that the weights were not made for have none, and contribute nothing."""
+    return lambda name: kernels[name] if name in kernels else jnp.zeros_like(kernels["entry"])

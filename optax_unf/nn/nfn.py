@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from optax_unf._xla import product, together
 from optax_unf.nn.contract import Tensor, channels_to_positions, positions_to_channels, tensors
-from optax_unf.nn.layout import ChannelAxis, Features, channels_first, from_blocks, to_blocks, to_tree
-from optax_unf.nn.mix import normal, std
-from optax_unf.nn.product import product, together
+from optax_unf.nn.layout import Features, channels_first, from_blocks, to_blocks, to_tree
+from optax_unf.nn.mix import Kernels
+from optax_unf.nn.plan import Plan, parameters, std
 from optax_unf.spec.paths import show_path
 from optax_unf.spec.permutation_spec import PermutationSpec
 
@@ -37,7 +38,6 @@ class NFN(nn.Module):
       spec: the permutation spec of the weight space: kernels that form one chain, and at most one bias a layer.
       channels: number of output channels.
       use_bias: add the constant equivariant maps.
-      channel_axis: -1 for leaves `[*shape, channels]`, 0 for `[channels, *shape]`, which is faster on CPUs.
 
     Raises:
       ValueError: the spec is not that of a feed-forward network (at construction), or the input has other leaves or
@@ -57,7 +57,6 @@ class NFN(nn.Module):
     spec: PermutationSpec
     channels: int
     use_bias: bool = True
-    channel_axis: ChannelAxis = -1
 
     def __post_init__(self) -> None:
         _layers(self.spec)
@@ -73,64 +72,88 @@ class NFN(nn.Module):
         Returns:
           A tree of the same structure with `channels` channels; each leaf keeps its dtype.
         """
-        xs = channels_first(features, self.spec, self.channel_axis)
+        xs = channels_first(features, self.spec)
         if not xs:
             return features
-        leaves = tensors(self.spec)
+        params = parameters(self, nfn_plan(self.spec, len(xs[0]), self.channels, use_bias=self.use_bias))
         dtype = jnp.result_type(*xs)
-        blocks = to_blocks([x.astype(dtype) for x in xs], self.spec)
-        inputs = [positions_to_channels(x, leaf) for x, leaf in zip(blocks, leaves, strict=True)]
-        outputs = [functools.reduce(operator.add, terms) for terms in self._terms(leaves, inputs)]
-        blocks = [channels_to_positions(y, leaf, self.channels) for y, leaf in zip(outputs, leaves, strict=True)]
-        ys = [y.astype(x.dtype) for y, x in zip(from_blocks(blocks, self.spec), xs, strict=True)]
-        return to_tree(ys, features, self.spec, self.channel_axis)
+        ys = feed_forward(params, self.spec, [x.astype(dtype) for x in xs], self.channels)
+        return to_tree([y.astype(x.dtype) for y, x in zip(ys, xs, strict=True)], features, self.spec)
 
-    def _terms(self, leaves: tuple[Tensor, ...], xs: list[Array]) -> list[list[Array]]:
-        """The broadcastable terms of every output leaf.
 
-        Terms that read the same means share one matrix product: one for the means of whole leaves, one per layer of
-        neurons, one per kernel. Their number is linear in the number of leaves although every leaf reads every other.
-        """
-        layers = _layers(self.spec)
-        heights = [x.shape[0] for x in xs]
-        widths = [self.channels * leaf.positions for leaf in leaves]
-        # Channels that each leaf reads besides its own entries: the means of all leaves, and those along its axes.
-        others = [sum(heights)] * len(leaves)
-        for layer in layers:
-            for leaf, _ in layer:
-                others[leaf] += sum(heights[source] for source, _ in layer if not _is_entry(source, leaf, leaves))
+def feed_forward(
+    params: Kernels, spec: PermutationSpec, xs: list[Float[Array, "i *shape"]], channels: int
+) -> list[Float[Array, "channels *shape"]]:
+    """The layer on all leaves, channels first, with the parameters of `nfn_plan`."""
+    leaves = tensors(spec)
+    inputs = [positions_to_channels(x, leaf) for x, leaf in zip(to_blocks(xs, spec), leaves, strict=True)]
+    outputs = [functools.reduce(operator.add, terms) for terms in _terms(params, spec, leaves, inputs, channels)]
+    blocks = [channels_to_positions(y, leaf, channels) for y, leaf in zip(outputs, leaves, strict=True)]
+    return from_blocks(blocks, spec)
 
-        def matrix(name: str, sources: Sequence[int], targets: Sequence[int], is_own: Callable[[int, int], bool]):
-            stds = [[std(own=is_own(s, t), fan_in=heights[s], others=others[t]) for t in targets] for s in sources]
-            scale = np.repeat(stds, [heights[s] for s in sources], axis=0)
-            return self.param(name, normal(np.repeat(scale, [widths[t] for t in targets], axis=1)))
 
-        def split(y: Array, targets: Sequence[int]) -> list[Array]:
-            return jnp.split(y, np.cumsum([widths[t] for t in targets])[:-1])
+@functools.lru_cache(maxsize=64)
+def nfn_plan(spec: PermutationSpec, inputs: int, channels: int, *, use_bias: bool = True) -> Plan:
+    """The parameters: a matrix for the means of whole leaves, one a layer of neurons, one a kernel."""
+    layers, leaves = _layers(spec), tensors(spec)
+    heights, widths = ([n * leaf.positions for leaf in leaves] for n in (inputs, channels))
+    # Channels that each leaf reads besides its own entries: the means of all leaves, and those along its axes.
+    others = [sum(heights)] * len(leaves)
+    for layer in layers:
+        for leaf, _ in layer:
+            others[leaf] += sum(heights[source] for source, _ in layer if not _is_entry(source, leaf, leaves))
 
-        along = {(leaf, axis): _mean_but(xs[leaf], axis + 1) for layer in layers for leaf, axis in layer}
-        everything = range(len(leaves))
-        whole = together([_mean_but(along[leaf, 0], None) for leaf in everything])
-        y = product(matrix("network", everything, everything, lambda s, t: False), whole)
-        if self.use_bias:
-            y += self.param("bias", nn.initializers.zeros, (sum(widths),)).astype(y.dtype)
-        terms = [
-            [part.reshape(-1, *(1 for _ in leaf.sizes))]
-            for part, leaf in zip(split(y, everything), leaves, strict=True)
-        ]
+    def matrix(members: Sequence[int], is_own: Callable[[int, int], bool]) -> np.ndarray:
+        stds = [[std(own=is_own(s, t), fan_in=heights[s], others=others[t]) for t in members] for s in members]
+        rows, columns = ([sizes[leaf] for leaf in members] for sizes in (heights, widths))
+        return np.repeat(np.repeat(stds, rows, axis=0), columns, axis=1)
 
-        for n, layer in enumerate(layers):
-            members = [leaf for leaf, _ in layer]
-            kernel = matrix(f"neurons_{n}", members, members, functools.partial(_is_entry, leaves=leaves))
-            y = product(kernel, together([along[end] for end in layer]))
-            for (leaf, axis), part in zip(layer, split(y, members), strict=True):
-                shape = [size if a == axis else 1 for a, size in enumerate(leaves[leaf].sizes)]
-                terms[leaf].append(part.reshape(widths[leaf], *shape))
+    plan = {"network": matrix(range(len(leaves)), lambda s, t: False)}
+    if use_bias:
+        plan["bias"] = np.zeros(sum(widths))
+    for n, layer in enumerate(layers):
+        plan[f"neurons_{n}"] = matrix([leaf for leaf, _ in layer], functools.partial(_is_entry, leaves=leaves))
+    for k, leaf in enumerate(leaves):
+        if len(leaf.names) == 2:
+            plan[f"kernel_{k}"] = matrix([k], lambda s, t: True)
+    return plan
 
-        for k, leaf in enumerate(leaves):
-            if len(leaf.names) == 2:
-                terms[k].append(product(matrix(f"kernel_{k}", [k], [k], lambda s, t: True), xs[k]))
-        return terms
+
+def _terms(
+    params: Kernels, spec: PermutationSpec, leaves: tuple[Tensor, ...], xs: list[Array], channels: int
+) -> list[list[Array]]:
+    """The broadcastable terms of every output leaf.
+
+    Terms that read the same means share one matrix product: one for the means of whole leaves, one per layer of
+    neurons, one per kernel. Their number is linear in the number of leaves although every leaf reads every other.
+    """
+    layers = _layers(spec)
+    widths = [channels * leaf.positions for leaf in leaves]
+
+    def split(y: Array, targets: Sequence[int]) -> list[Array]:
+        return jnp.split(y, np.cumsum([widths[t] for t in targets])[:-1])
+
+    along = {(leaf, axis): _mean_but(xs[leaf], axis + 1) for layer in layers for leaf, axis in layer}
+    everything = range(len(leaves))
+    whole = together([_mean_but(along[leaf, 0], None) for leaf in everything])
+    y = product(params["network"], whole)
+    if "bias" in params:
+        y += params["bias"].astype(y.dtype)
+    terms = [
+        [part.reshape(-1, *(1 for _ in leaf.sizes))] for part, leaf in zip(split(y, everything), leaves, strict=True)
+    ]
+
+    for n, layer in enumerate(layers):
+        members = [leaf for leaf, _ in layer]
+        y = product(params[f"neurons_{n}"], together([along[end] for end in layer]))
+        for (leaf, axis), part in zip(layer, split(y, members), strict=True):
+            shape = [size if a == axis else 1 for a, size in enumerate(leaves[leaf].sizes)]
+            terms[leaf].append(part.reshape(widths[leaf], *shape))
+
+    for k, leaf in enumerate(leaves):
+        if len(leaf.names) == 2:
+            terms[k].append(product(params[f"kernel_{k}"], xs[k]))
+    return terms
 
 
 @functools.lru_cache(maxsize=64)

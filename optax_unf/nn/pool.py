@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from optax_unf.nn.contract import contract, contractions, positions_to_channels, tensors
-from optax_unf.nn.layout import ChannelAxis, Features, channels_first, to_blocks
+from optax_unf.nn.layout import Features, channels_first, to_blocks
 from optax_unf.spec.permutation_spec import PermutationSpec
 
 
@@ -18,7 +18,6 @@ class InvariantPool(nn.Module):
 
     Attributes:
       spec: the permutation spec of the weight space.
-      channel_axis: -1 for leaves `[*shape, channels]`, 0 for `[channels, *shape]`, which is faster on CPUs.
 
     Raises:
       ValueError: the input has other leaves or shapes than the spec.
@@ -34,7 +33,6 @@ class InvariantPool(nn.Module):
     """
 
     spec: PermutationSpec
-    channel_axis: ChannelAxis = -1
 
     def __call__(self, features: Features) -> Float[Array, " invariants"]:
         """Applies the pool.
@@ -46,7 +44,7 @@ class InvariantPool(nn.Module):
           For each leaf in the order of the spec and each valid partition of its axes, the channels of each position;
           in the widest dtype of the leaves.
         """
-        xs = channels_first(features, self.spec, self.channel_axis)
+        xs = channels_first(features, self.spec)
         if not xs:
             return jnp.zeros(0)
         dtype = jnp.result_type(*xs)

@@ -2,19 +2,50 @@
 
 import functools
 import operator
+from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from optax_unf.nn.contract import channels_to_positions, contract, positions_to_channels, tensors
-from optax_unf.nn.layout import ChannelAxis, Features, channels_first, from_blocks, to_blocks, to_tree
-from optax_unf.nn.mix import mix_full, mix_tied, normal
+from optax_unf.nn.contract import Tensor, channels_to_positions, contract, positions_to_channels, tensors
+from optax_unf.nn.layout import Features, channels_first, from_blocks, to_blocks, to_tree
+from optax_unf.nn.mix import Contracted, Kernels, mix_full, mix_tied
+from optax_unf.nn.plan import full_plan, parameters, tied_plan
 from optax_unf.spec.permutation_spec import PermutationSpec
 
 Coefficients: TypeAlias = Literal["full", "tied"]
+
+
+def contractions_of(x: Float[Array, "channels *factors"], leaf: Tensor) -> list[Float[Array, "c *kept"]]:
+    """The contractions of a block of a leaf that is at hand whole."""
+    return contract(positions_to_channels(x, leaf), leaf.names)
+
+
+def equivariant(
+    params: Kernels,
+    spec: PermutationSpec,
+    coefficients: Coefficients,
+    contracted: Sequence[Contracted],
+    channels: int,
+) -> list[Float[Array, "channels *shape"]]:
+    """The layer on the contractions of all blocks: mix, expand, and put the blocks of each leaf together.
+
+    Args:
+      params: the layer's parameters.
+      spec: the weight space.
+      coefficients: which parameters they are.
+      contracted: the contractions of each block, in the order of `tensors`.
+      channels: output channels.
+    """
+    tied = coefficients == "tied"
+    leaves = tensors(spec, fixed_as_permuted=tied)
+    terms = (mix_tied if tied else mix_full)(params, leaves, contracted, channels)
+    outputs = [functools.reduce(operator.add, arrived) for arrived in terms]
+    blocks = [channels_to_positions(y, leaf, channels) for y, leaf in zip(outputs, leaves, strict=True)]
+    return from_blocks(blocks, spec)
 
 
 class UNF(nn.Module):
@@ -31,7 +62,6 @@ class UNF(nn.Module):
       channels: number of output channels.
       coefficients: `"full"` or `"tied"`.
       use_bias: add the constant equivariant maps.
-      channel_axis: -1 for leaves `[*shape, channels]`, 0 for `[channels, *shape]`, which is faster on CPUs.
 
     Raises:
       ValueError: the input has other leaves or shapes than the spec.
@@ -51,30 +81,32 @@ class UNF(nn.Module):
     channels: int
     coefficients: Coefficients = "full"
     use_bias: bool = True
-    channel_axis: ChannelAxis = -1
 
     @nn.compact
     def __call__(self, features: Features) -> Features:
         """Applies the layer."""
-        xs = channels_first(features, self.spec, self.channel_axis)
+        xs = channels_first(features, self.spec)
         if not xs:
             return features
-        leaves = tensors(self.spec, fixed_as_permuted=self.coefficients == "tied")
-        dtype = jnp.result_type(*xs)
-        blocks = to_blocks([x.astype(dtype) for x in xs], self.spec)
-        inputs = [positions_to_channels(x, leaf) for x, leaf in zip(blocks, leaves, strict=True)]
-        contracted = [contract(x, leaf.names) for x, leaf in zip(inputs, leaves, strict=True)]
-        mix = mix_tied if self.coefficients == "tied" else mix_full
-        terms = mix(self._matrix, leaves, contracted, self.channels, self.use_bias)
-        outputs = [functools.reduce(operator.add, arrived) for arrived in terms]
-        blocks = [channels_to_positions(y, leaf, self.channels) for y, leaf in zip(outputs, leaves, strict=True)]
-        ys = [y.astype(x.dtype) for y, x in zip(from_blocks(blocks, self.spec), xs, strict=True)]
-        return to_tree(ys, features, self.spec, self.channel_axis)
+        tied = self.coefficients == "tied"
+        leaves = tensors(self.spec, fixed_as_permuted=tied)
+        plan = (tied_plan if tied else full_plan)(leaves, len(xs[0]), self.channels, use_bias=self.use_bias)
+        params = parameters(self, plan, may_lack=tied)
+        ys = _layer(params, xs, self.spec, self.coefficients, self.channels)
+        return to_tree([y.astype(x.dtype) for y, x in zip(ys, xs, strict=True)], features, self.spec)
 
-    def _matrix(self, name: str, std: np.ndarray) -> Float[Array, "..."]:
-        """A parameter by name; matrices of tied coefficients recur, or have no counterpart in the weights."""
-        if self.has_variable("params", name):
-            return self.get_variable("params", name)
-        if self.is_initializing() or self.coefficients == "full":
-            return self.param(name, normal(std))
-        return jnp.zeros(std.shape)
+
+# Outside of jit one program, as when flax initializes the module: its operations one by one take ten times as long.
+@functools.partial(jax.jit, static_argnames=("spec", "coefficients", "channels"), inline=True)
+def _layer(
+    params: Kernels,
+    xs: list[Float[Array, "i *shape"]],
+    spec: PermutationSpec,
+    coefficients: Coefficients,
+    channels: int,
+) -> list[Float[Array, "channels *shape"]]:
+    leaves = tensors(spec, fixed_as_permuted=coefficients == "tied")
+    dtype = jnp.result_type(*xs)
+    blocks = to_blocks([x.astype(dtype) for x in xs], spec)
+    contracted = [contractions_of(x, leaf) for x, leaf in zip(blocks, leaves, strict=True)]
+    return equivariant(params, spec, coefficients, contracted, channels)

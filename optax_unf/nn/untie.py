@@ -1,16 +1,12 @@
 """Full coefficients that make the same layer as tied ones."""
 
-from collections.abc import Mapping
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from optax_unf.nn.contract import Tensor, tensors
 from optax_unf.nn.meetings import Meeting, meetings
-from optax_unf.nn.mix import untied_rows
+from optax_unf.nn.mix import Kernels, tied_rows
 from optax_unf.spec.permutation_spec import PermutationSpec
-
-Kernels = Mapping[str, Float[Array, "..."]]
 
 
 def untie(tied: Kernels, spec: PermutationSpec) -> dict[str, Float[Array, "..."]]:
@@ -30,13 +26,9 @@ def untie(tied: Kernels, spec: PermutationSpec) -> dict[str, Float[Array, "..."]
             "Name them, or start from fresh weights."
         )
 
-    def kernel(name: str) -> Array:
-        # Roles that the weights were not made for have no matrix.
-        return tied.get(name, jnp.zeros_like(tied["entry"]))
-
     full = {}
     for meeting in meetings(leaves):
-        rows = [untied_rows(kernel, meeting, leaves, departure) for departure in meeting.departures]
+        rows = [tied_rows(tied, leaves, departure) for departure in meeting.departures]
         full["kernel" + meeting.label] = jnp.concatenate(rows)
         if not meeting.signature and "bias" in tied:
             full["bias"] = _bias(tied["bias"], meeting, leaves)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from optax_unf.nn.product import apart
+from optax_unf._xla import apart, read_again
 
 # Decays of the momentum accumulators that the network sees (Zhou, Finn & Harrison 2024, Section 4.2).
 DECAYS = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
@@ -95,8 +95,7 @@ def mean_squares(
       dtype: to compute in.
     """
     measured = channels[: len(channels) - (0 if known is None else len(known))]
-    # A GPU's compiler would square momenta where it computes them, and then not write them over the old ones.
-    flat = [x.astype(dtype).reshape(-1) for x in jax.lax.optimization_barrier(measured)]
+    flat = [x.astype(dtype).reshape(-1) for x in read_again(measured)]
     found = jnp.stack([jnp.vdot(x, x, precision=jax.lax.Precision.HIGHEST) for x in flat]) / flat[0].size
     found = jnp.minimum(found, _LARGEST**2)
     return (found if known is None else jnp.concatenate([found, known]))[:, None]

@@ -2,15 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Var, jaxpr_as_fun
 from jaxtyping import Array, Float, Int, PyTree
 
-from optax_unf.optimizer.features import ENTRY_CHANNELS, TIME_CHANNELS
-from optax_unf.optimizer.network import OptimizerConfig, UpdateNetwork
+from optax_unf.optimizer.evaluate import init
+from optax_unf.optimizer.network import OptimizerConfig
 from optax_unf.spec.axes import Name
 from optax_unf.spec.leaf import LeafSpec
 from optax_unf.spec.paths import show_path
@@ -73,28 +71,8 @@ def init_weights(config: OptimizerConfig, spec: PermutationSpec, key: Array) -> 
     if config.step_warmup:
         theta["log_step_warmup"] = jnp.log(jnp.float32(config.step_warmup))
     if config.head != "none":
-        features = [jax.ShapeDtypeStruct((ENTRY_CHANNELS, *leaf.shape), jnp.float32) for leaf in spec.leaves]
-        time = jax.ShapeDtypeStruct((TIME_CHANNELS,), jnp.float32)
-        variables = _from_key(UpdateNetwork(config, spec).init, key, features, time)
-        theta |= {"beta": jnp.float32(config.beta), "network": variables.get("params", {})}
+        theta |= {"beta": jnp.float32(config.beta), "network": init(config, spec, key)}
     return MetaWeights(theta, config, spec if config.fits_one_space else None)
-
-
-def _from_key(init: Callable[..., PyTree], key: Array, *shapes: PyTree) -> PyTree:
-    """`init(key, *arrays)`, where shapes of the arrays are enough: features of a large model would not fit into memory.
-
-    Evaluated operation by operation, because those that draw numbers are shared; all in one program would be compiled
-    for each weight space.
-    """
-    closed, result = jax.make_jaxpr(init, return_shape=True)(key, *shapes)
-    needed, equations = set(closed.jaxpr.outvars), []
-    for equation in reversed(closed.jaxpr.eqns):
-        if needed.intersection(equation.outvars):
-            needed.update(x for x in equation.invars if isinstance(x, Var))
-            equations.insert(0, equation)
-    part = closed.jaxpr.replace(eqns=equations, invars=closed.jaxpr.invars[:1])
-    arrays = jaxpr_as_fun(ClosedJaxpr(part, closed.consts))(key)
-    return jax.tree.unflatten(jax.tree.structure(result), arrays)
 
 
 def check_fits(weights: MetaWeights, spec: PermutationSpec) -> None:

@@ -1,21 +1,9 @@
-"""The network f of Eq. 31: a pointwise trunk and an equivariant head."""
+"""The architecture of a learned optimizer."""
 
 import dataclasses
-import math
-from collections.abc import Sequence
 from typing import Literal, TypeAlias, get_args
 
-import flax.linen as nn
-import jax
-from jaxtyping import Array, Float
-
-from optax_unf.nn import NFN, UNF, DeepSets
 from optax_unf.nn.unf import Coefficients
-from optax_unf.optimizer.features import pack, unpack
-from optax_unf.spec.permutation_spec import PermutationSpec
-
-# Leaves of at most this many entries go through the trunk together; others alone, which leaves their shardings alone.
-SMALL_ENTRIES = 2**13
 
 Head: TypeAlias = Literal["unf", "nfn", "deepsets", "none"]
 Normalization: TypeAlias = Literal["leaf", "entry"]
@@ -94,47 +82,3 @@ class OptimizerConfig:
     def scales_entries(self) -> bool:
         """Whether gradients are divided by their root mean square over time, which the state then holds."""
         return self.normalization == "entry"
-
-
-class UpdateNetwork(nn.Module):
-    """f: from 8 channels per entry and 11 per step to one update per entry.
-
-    Attributes:
-      config: the architecture.
-      spec: the weight space.
-    """
-
-    config: OptimizerConfig
-    spec: PermutationSpec
-
-    @nn.compact
-    def __call__(
-        self, features: Sequence[Float[Array, "channels *shape"]], step: Float[Array, " time_channels"]
-    ) -> list[Float[Array, "*shape"]]:
-        """The value of f on every leaf.
-
-        Args:
-          features: normalized channels of each leaf, in the order of the spec.
-          step: the encoding of the iteration number.
-        """
-        config = self.config
-        shapes = [leaf.shape for leaf in self.spec.leaves]
-        # A pointwise trunk does not see leaves: small ones together are one matrix.
-        small = [n for n, shape in enumerate(shapes) if not config.pool and math.prod(shape) <= SMALL_ENTRIES]
-        large = [n for n in range(len(shapes)) if n not in small]
-        small.sort(key=shapes.__getitem__)  # as neighbours they are normalized
-        xs = [features[n] for n in large] + ([pack([features[n] for n in small])] if small else [])
-        for layer in range(config.hidden_layers):
-            dense = DeepSets(config.hidden_channels, config.pool, channel_axis=0, name=f"trunk_{layer}")
-            xs = jax.tree.map(jax.nn.relu, dense(xs, shared=step if layer == 0 else None))
-        if small:
-            xs = xs[:-1] + unpack(xs[-1], [shapes[n] for n in small])
-        tree = {self.spec.paths[n]: x for n, x in zip(large + small, xs, strict=True)}
-        if config.head == "unf":
-            head = UNF(self.spec, 1, config.coefficients, channel_axis=0, name="head")
-        elif config.head == "nfn":
-            head = NFN(self.spec, 1, channel_axis=0, name="head")
-        else:
-            head = DeepSets(1, config.pool, channel_axis=0, name="head")
-        out = head(tree)
-        return [out[path][0] for path in self.spec.paths]

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from optax_unf._dtypes import at_least_float32
 from optax_unf._sharding import placements, propagated
-from optax_unf.optimizer.evaluate import default_block_entries, evaluate
+from optax_unf.optimizer.evaluate import Tiling, apply, tiling_for
 from optax_unf.optimizer.features import DECAYS, encode_step, noise_squares, scale_by_time
 from optax_unf.optimizer.meta_weights import MetaWeights
 from optax_unf.optimizer.network import OptimizerConfig
@@ -46,19 +46,23 @@ def step(
     compiled program; inside, its operations become part of the program around it.
     """
     moving = (tuple(params), tuple(map(tuple, momenta)), None if squares is None else tuple(squares), count)
-    if block_entries is None:
-        block_entries = default_block_entries()
-    program = _program(weights.config, space, int(block_entries), placements(moving))
+    tiling = _default_tiling() if block_entries is None else Tiling(int(block_entries))
+    program = _program(weights.config, space, tiling, placements(moving))
     nominal = None if nominal is None else tuple(nominal)
     return program(*moving, grads=tuple(grads), nominal=nominal, theta=weights.theta)
 
 
 @functools.lru_cache(_KEPT)
 def _program(
-    config: OptimizerConfig, space: PermutationSpec, block_entries: int, shardings: PyTree
+    config: OptimizerConfig, space: PermutationSpec, tiling: Tiling, shardings: PyTree
 ) -> Callable[..., Moved]:
-    function = functools.partial(_step, config=config, space=space, block_entries=block_entries)
+    function = functools.partial(_step, config=config, space=space, tiling=tiling)
     return jax.jit(propagated(function), out_shardings=shardings, inline=True)
+
+
+def _default_tiling() -> Tiling:
+    devices = jax.devices()
+    return tiling_for(devices[0].platform, len(devices))
 
 
 def next_count(count: Int[Array, ""]) -> Int[Array, ""]:
@@ -77,25 +81,21 @@ def _step(
     theta: PyTree,
     config: OptimizerConfig,
     space: PermutationSpec,
-    block_entries: int,
+    tiling: Tiling,
 ) -> Moved:
     # Without jit, leaves may be numpy arrays and plain numbers.
     params, grads = tuple(map(jnp.asarray, params)), tuple(map(jnp.asarray, grads))
     weights = MetaWeights(theta, config, None)
     dtype = at_least_float32(*(x.dtype for x in params))
-    # Behind the barrier, no decay is a constant to the compiler: it would turn 0.5 m + 0.5 g into 0.5 (m + g), compute
-    # that twice, and keep a copy of m for it. Each decay has an array of its own, not a place in a common one, so that
-    # all momenta of a shape have the same code, which is compiled once.
     seen = DECAYS if config.head != "none" else ()
     decays = [jnp.asarray(d, dtype) for d in (*([weights.gamma_0] if nominal is None else []), *seen)]
-    shares = [tuple(x) for x in jax.lax.optimization_barrier([jnp.stack([d, 1.0 - d]) for d in decays])]
     if squares is not None:
         pairs = [scale_by_time(g.astype(dtype), v.astype(dtype), count) for g, v in zip(grads, squares, strict=True)]
         grads, squares = [g for g, _ in pairs], _cast([v for _, v in pairs], squares)
     known = noise_squares(count, dtype) if config.scales_entries else None
     # Leaves stay apart: side by side in one array, they would lose their shardings.
     new = [
-        _cast([d * m.astype(dtype) + rest * grad.astype(dtype) for (d, rest), m in zip(shares, old, strict=True)], old)
+        _cast([_advance(m.astype(dtype), grad.astype(dtype), d) for d, m in zip(decays, old, strict=True)], old)
         for grad, *old in zip(grads, *momenta, strict=True)
     ]
     direction = [x.astype(dtype) for x in ([after[0] for after in new] if nominal is None else nominal)]
@@ -103,13 +103,18 @@ def _step(
         channels = [
             [param, grad, *after[-len(DECAYS) :]] for param, grad, after in zip(params, grads, new, strict=True)
         ]
-        learned = evaluate(config, space, theta["network"], channels, known, encode_step(count), block_entries, dtype)
+        learned = apply(config, space, theta["network"], channels, known, encode_step(count), tiling, dtype)
         beta = theta["beta"].astype(dtype)
         direction = [m + beta * f for m, f in zip(direction, learned, strict=True)]
     if config.step_warmup:
         factor = weights.warmup(count).astype(dtype)
         direction = [factor * d for d in direction]
     return _cast(direction, params), tuple(zip(*new, strict=True)), squares, next_count(count)
+
+
+def _advance(m: Float[Array, "*shape"], g: Float[Array, "*shape"], decay: Float[Array, ""]) -> Float[Array, "*shape"]:
+    """A momentum with one more gradient."""
+    return m + (1.0 - decay) * (g - m)
 
 
 def _cast(leaves: Leaves, like: Leaves) -> tuple[Array, ...]:

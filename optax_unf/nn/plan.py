@@ -1,0 +1,112 @@
+"""What parameters a layer has: their names, shapes, and standard deviations before training."""
+
+import functools
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float
+
+from optax_unf.nn.contract import Tensor
+from optax_unf.nn.meetings import is_own, label_of, meetings, most_terms, own_labels, roles
+
+Plan: TypeAlias = Mapping[str, np.ndarray]
+"""The standard deviation of every entry of each parameter, by name. Zeros are zeros at initialization."""
+
+# Outputs have unit variance at initialization. Half of it comes from the entry itself, so that it neither
+# vanishes for inputs with zero mean nor grows with the number of leaves.
+_OWN_SHARE = 0.5
+
+
+def deep_sets_plan(inputs: int, outputs: int, *, shared: int = 0, pool: bool, use_bias: bool) -> Plan:
+    """The parameters of a Deep Sets layer, of which `shared` further inputs are the same at every entry."""
+    share = _OWN_SHARE if pool else 1.0
+    plan: dict[str, np.ndarray] = {"kernel": np.full((inputs + shared, outputs), np.sqrt(share / (inputs + shared)))}
+    if pool:
+        plan["pooled"] = np.full((inputs, outputs), np.sqrt(share / inputs))
+    if use_bias:
+        plan["bias"] = np.zeros(outputs)
+    return plan
+
+
+@functools.lru_cache(maxsize=64)
+def full_plan(leaves: tuple[Tensor, ...], inputs: int, outputs: int, *, use_bias: bool = True) -> Plan:
+    """The parameters of a layer with full coefficients: for each signature, all contractions by all expansions."""
+    heights, widths = ([channels * leaf.positions for leaf in leaves] for channels in (inputs, outputs))
+    others = [-height for height in heights]
+    for meeting in meetings(leaves):
+        total = sum(heights[source] for source, _ in meeting.departures)
+        for leaf, _ in meeting.arrivals:
+            others[leaf] += total
+
+    plan: dict[str, np.ndarray] = {}
+    for meeting in meetings(leaves):
+        stds = [
+            [std(own=is_own(d, a, leaves), fan_in=heights[a[0]], others=others[a[0]]) for a in meeting.arrivals]
+            for d in meeting.departures
+        ]
+        rows = [heights[leaf] for leaf, _ in meeting.departures]
+        columns = [widths[leaf] for leaf, _ in meeting.arrivals]
+        plan["kernel" + meeting.label] = np.repeat(np.repeat(np.array(stds), rows, axis=0), columns, axis=1)
+        if use_bias and not meeting.signature:
+            plan["bias"] = np.zeros(sum(columns))
+    return plan
+
+
+@functools.lru_cache(maxsize=64)
+def tied_plan(leaves: tuple[Tensor, ...], inputs: int, outputs: int, *, use_bias: bool = True) -> Plan:
+    """The parameters of a layer with tied coefficients: a matrix for every pair of roles that there is."""
+    names = ["mean"]
+    for meeting in meetings(leaves):
+        for leaf, expansion in meeting.arrivals:
+            names += ["all " + label_of(role, expansion) for role in roles(meeting, leaves)]
+            names += ["own " + label for label, _ in own_labels(meeting, leaves, leaf, expansion)]
+    other = np.full((inputs, outputs), np.sqrt((1.0 - _OWN_SHARE) / (inputs * most_terms(leaves))))
+    plan = {"entry": np.full((inputs, outputs), np.sqrt(_OWN_SHARE / inputs)), **dict.fromkeys(names, other)}
+    return plan | {"bias": np.zeros(outputs)} if use_bias else plan
+
+
+def std(*, own: bool, fan_in: int, others: int) -> float:
+    """The standard deviation of a matrix at initialization: of a leaf's own entries, or of one of the other terms."""
+    if own:
+        return float(np.sqrt((_OWN_SHARE if others else 1.0) / max(fan_in, 1)))
+    return float(np.sqrt((1.0 - _OWN_SHARE) / max(others, 1)))
+
+
+def draw(plan: Plan, key: Array) -> dict[str, Float[Array, "..."]]:
+    """Parameters before training.
+
+    All numbers are drawn at once and then cut, where they can be by numpy: each draw and each cut of another shape
+    would be compiled.
+    """
+    if not plan:
+        return {}
+    stds = np.concatenate([std.ravel() for std in plan.values()])
+    numbers = jax.random.normal(key, stds.shape, jnp.float32) * jnp.asarray(stds, jnp.float32)
+    if not isinstance(numbers, Tracer):
+        numbers = np.asarray(numbers)
+    ends = np.cumsum([std.size for std in plan.values()])
+    return {
+        name: jnp.asarray(numbers[end - std.size : end].reshape(std.shape))
+        for (name, std), end in zip(plan.items(), ends, strict=True)
+    }
+
+
+def parameters(module: nn.Module, plan: Plan, *, may_lack: bool = False) -> dict[str, Float[Array, "..."]]:
+    """The parameters of a flax module, drawn from the plan when it is initialized.
+
+    Args:
+      module: the module, inside of its compact method.
+      plan: what it has.
+      may_lack: whether weights that are given may lack some of them.
+    """
+    if module.is_initializing() and not all(module.has_variable("params", name) for name in plan):
+        drawn = draw(plan, module.make_rng("params"))
+        return {name: module.param(name, lambda _, name=name: drawn[name]) for name in plan}
+    if may_lack:
+        return {name: module.get_variable("params", name) for name in plan if module.has_variable("params", name)}
+    return {name: module.param(name, lambda _, std=std: jnp.zeros(std.shape)) for name, std in plan.items()}
