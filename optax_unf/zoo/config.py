@@ -40,8 +40,8 @@ class ZooConfig:
     held_out: int = 1000
     learning_rate: Range = (1e-4, 1e-2)
     batch_sizes: tuple[int, ...] = (64, 128, 256)
-    steps: tuple[int, ...] = (1000, 2000, 4000)
-    init_scale: Range = (1.0, 1.0)
+    steps: tuple[int, ...] = (1500, 3000, 6000)
+    init_scale: Range = (0.5, 2.0)
     weight_decay: Range = (0.0, 0.0)
     seed: int = 0
     shard: int = 64
