@@ -40,7 +40,7 @@ from optax_unf import load_weights, tasks  # noqa: E402
 from optax_unf.meta import NRES, PES, Backprop, FullES, TruncatedES, learned_training  # noqa: E402
 from optax_unf.meta.inner import unroll  # noqa: E402
 from optax_unf.meta.particles import map_particles, particle_shardings, replicated_shardings  # noqa: E402
-from optax_unf.weights import init_weights  # noqa: E402
+from optax_unf.optimizer.meta_weights import init_weights  # noqa: E402
 
 FINAL_STEPS = 10
 UNITS = {"ms": "ms", "sd": "nats", "scalar_sd": "nats", "seconds_to_1": "s", "seconds_to_0.1": "s", "diverged": "runs"}

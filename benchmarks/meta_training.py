@@ -22,7 +22,7 @@ import optax  # noqa: E402
 
 from optax_unf import OptimizerConfig, init_weights, tasks  # noqa: E402
 from optax_unf.meta import PES, Backprop, Training, learned_training  # noqa: E402
-from optax_unf.meta.estimator import start_runs  # noqa: E402
+from optax_unf.meta.estimators.estimator import start_runs  # noqa: E402
 from optax_unf.meta.particles import map_particles, particle_shardings, replicated_shardings  # noqa: E402
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_unf import Concat, make_spec, tasks
-from optax_unf.tasks.images import Images
+from optax_unf.tasks.data.images import Images
 
 
 def _space(axes, sizes):

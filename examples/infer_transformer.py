@@ -69,7 +69,7 @@ def train(loss, params, sample, optimizer, steps):
 
 
 def main() -> None:
-    available = [name for name in WEIGHTS if name in optax_unf.list_pretrained()]
+    available = [name for name in WEIGHTS if name in optax_unf.list_pretrained().names]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", default=available[0], help="a pretrained name or a path")
     parser.add_argument("--steps", type=int, default=600)
@@ -91,7 +91,7 @@ def main() -> None:
     # From any loss to a learned optimizer for it: with `train` above, the whole use of this package.
     spec = optax_unf.infer_spec(loss, params, sample(jax.random.key(0)), io="permute")
     print(spec)
-    optimizers = {args.weights: optax_unf.unf(args.weights, spec=spec)}
+    optimizers = {args.weights: optax_unf.unf(args.weights, total_steps=args.steps, spec=spec)}
     if args.compare:
         optimizers["adam"] = optax.adam(3e-3)
 

@@ -11,7 +11,8 @@ from sklearn.datasets import load_digits
 
 import optax_unf
 
-OPTIMIZER = optax_unf.unf("mlp-fashion-mnist-deepsets")
+STEPS = 200
+OPTIMIZER = optax_unf.unf(total_steps=STEPS)
 
 
 @eqx.filter_jit
@@ -30,9 +31,9 @@ def main() -> float:
     model = eqx.nn.MLP(in_size=64, out_size=10, width_size=32, depth=1, key=jax.random.key(0))
     state = OPTIMIZER.init(eqx.filter(model, eqx.is_inexact_array))
     loss = jnp.inf
-    for _ in range(200):
+    for _ in range(STEPS):
         model, state, loss = step(model, state, images, labels)
-    print(f"training loss after 200 steps: {loss:.4f}")
+    print(f"training loss after {STEPS} steps: {loss:.4f}")
     return float(loss)
 
 

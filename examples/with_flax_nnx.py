@@ -11,6 +11,8 @@ from sklearn.datasets import load_digits
 
 import optax_unf
 
+STEPS = 200
+
 
 class MLP(nnx.Module):
     def __init__(self, rngs: nnx.Rngs):
@@ -35,11 +37,11 @@ def main() -> float:
     pixels, digits = load_digits(return_X_y=True)
     images, labels = jnp.asarray(pixels, jnp.float32) / 16, jnp.asarray(digits)
     model = MLP(nnx.Rngs(0))
-    optimizer = nnx.Optimizer(model, optax_unf.unf("mlp-fashion-mnist-deepsets"), wrt=nnx.Param)
+    optimizer = nnx.Optimizer(model, optax_unf.unf(total_steps=STEPS), wrt=nnx.Param)
     loss = jnp.inf
-    for _ in range(200):
+    for _ in range(STEPS):
         loss = step(model, optimizer, images, labels)
-    print(f"training loss after 200 steps: {loss:.4f}")
+    print(f"training loss after {STEPS} steps: {loss:.4f}")
     return float(loss)
 
 

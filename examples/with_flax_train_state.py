@@ -12,6 +12,8 @@ from sklearn.datasets import load_digits
 
 import optax_unf
 
+STEPS = 200
+
 
 class MLP(nn.Module):
     @nn.compact
@@ -34,12 +36,12 @@ def main() -> float:
     images, labels = jnp.asarray(pixels, jnp.float32) / 16, jnp.asarray(digits)
     model = MLP()
     params = model.init(jax.random.key(0), images[:1])["params"]
-    optimizer = optax_unf.unf("mlp-fashion-mnist-deepsets")
+    optimizer = optax_unf.unf(total_steps=STEPS)
     state = TrainState.create(apply_fn=model.apply, params=params, tx=optimizer)
     loss = jnp.inf
-    for _ in range(200):
+    for _ in range(STEPS):
         state, loss = step(state, images, labels)
-    print(f"training loss after 200 steps: {loss:.4f}")
+    print(f"training loss after {STEPS} steps: {loss:.4f}")
     return float(loss)
 
 

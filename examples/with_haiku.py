@@ -12,7 +12,8 @@ from sklearn.datasets import load_digits
 import optax_unf
 
 MODEL = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([32, 10])(x)))
-OPTIMIZER = optax_unf.unf("mlp-fashion-mnist-deepsets")
+STEPS = 200
+OPTIMIZER = optax_unf.unf(total_steps=STEPS)
 
 
 @jax.jit
@@ -31,9 +32,9 @@ def main() -> float:
     params = MODEL.init(jax.random.key(0), images[:1])
     state = OPTIMIZER.init(params)
     loss = jnp.inf
-    for _ in range(200):
+    for _ in range(STEPS):
         params, state, loss = step(params, state, images, labels)
-    print(f"training loss after 200 steps: {loss:.4f}")
+    print(f"training loss after {STEPS} steps: {loss:.4f}")
     return float(loss)
 
 

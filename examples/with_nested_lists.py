@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 
 import optax_unf
 
+STEPS = 200
 WIDTHS = [64, 32, 32, 10]
 # The neurons of layer n have the name n; the first and the last axis are pixels and classes.
 SPEC = [[(n, n + 1), (n + 1,)] for n in range(len(WIDTHS) - 1)]
@@ -35,8 +36,7 @@ def main() -> float:
     pixels, digits = load_digits(return_X_y=True)
     images, labels = jnp.asarray(pixels, jnp.float32) / 16, jnp.asarray(digits)
     params = init(jax.random.key(0))
-    # Weights with full coefficients want the leaves' names that they were made for; these fit any tree.
-    optimizer = optax_unf.unf("mlp-fashion-mnist-deepsets", spec=SPEC)
+    optimizer = optax_unf.unf(total_steps=STEPS, spec=SPEC)
 
     def step(carry, _):
         params, state = carry
@@ -44,8 +44,8 @@ def main() -> float:
         updates, state = optimizer.update(grads, state, params)
         return (optax.apply_updates(params, updates), state), value
 
-    _, losses = jax.lax.scan(step, (params, optimizer.init(params)), length=200)
-    print(f"training loss after 200 steps: {losses[-1]:.4f}")
+    _, losses = jax.lax.scan(step, (params, optimizer.init(params)), length=STEPS)
+    print(f"training loss after {STEPS} steps: {losses[-1]:.4f}")
     return float(losses[-1])
 
 

@@ -6,13 +6,8 @@ from typing import TYPE_CHECKING, Any
 from optax_unf import nn as nn
 from optax_unf import nominal as nominal
 from optax_unf import tasks as tasks
-from optax_unf.axes import Concat as Concat
-from optax_unf.axes import Fixed as Fixed
-from optax_unf.check import SpecError as SpecError
-from optax_unf.check import check_spec as check_spec
 from optax_unf.infer import Inferred as Inferred
 from optax_unf.infer import infer_spec as infer_spec
-from optax_unf.network import OptimizerConfig as OptimizerConfig
 from optax_unf.nominal import ScaleByDistanceState as ScaleByDistanceState
 from optax_unf.nominal import ScaleByOrthogonalState as ScaleByOrthogonalState
 from optax_unf.nominal import describe_matrices as describe_matrices
@@ -21,27 +16,33 @@ from optax_unf.nominal import orthogonal as orthogonal
 from optax_unf.nominal import orthogonal_prodigy as orthogonal_prodigy
 from optax_unf.nominal import scale_by_distance as scale_by_distance
 from optax_unf.nominal import scale_by_orthogonal as scale_by_orthogonal
-from optax_unf.optimizer import ScaleByUNFState as ScaleByUNFState
-from optax_unf.optimizer import scale_by_unf as scale_by_unf
-from optax_unf.optimizer import unf as unf
-from optax_unf.read_spec import make_spec as make_spec
-from optax_unf.spec import PermutationSpec as PermutationSpec
-from optax_unf.transfer import transfer_weights as transfer_weights
-from optax_unf.weight_files import list_pretrained as list_pretrained
-from optax_unf.weight_files import load_card as load_card
-from optax_unf.weight_files import load_weights as load_weights
-from optax_unf.weight_files import save_weights as save_weights
-from optax_unf.weights import MetaWeights as MetaWeights
-from optax_unf.weights import init_weights as init_weights
+from optax_unf.optimizer.meta_weights import MetaWeights as MetaWeights
+from optax_unf.optimizer.meta_weights import init_weights as init_weights
+from optax_unf.optimizer.network import OptimizerConfig as OptimizerConfig
+from optax_unf.optimizer.pretrained import Pretrained as Pretrained
+from optax_unf.optimizer.pretrained import list_pretrained as list_pretrained
+from optax_unf.optimizer.scale_by_unf import ScaleByUNFState as ScaleByUNFState
+from optax_unf.optimizer.scale_by_unf import scale_by_unf as scale_by_unf
+from optax_unf.optimizer.transfer import transfer_weights as transfer_weights
+from optax_unf.optimizer.unf import unf as unf
+from optax_unf.optimizer.weight_files import load_card as load_card
+from optax_unf.optimizer.weight_files import load_weights as load_weights
+from optax_unf.optimizer.weight_files import save_weights as save_weights
+from optax_unf.spec.axes import Concat as Concat
+from optax_unf.spec.axes import Fixed as Fixed
+from optax_unf.spec.check_spec import SpecError as SpecError
+from optax_unf.spec.check_spec import check_spec as check_spec
+from optax_unf.spec.make_spec import make_spec as make_spec
+from optax_unf.spec.permutation_spec import PermutationSpec as PermutationSpec
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from optax_unf import commands as commands
+    from optax_unf import compare as compare
     from optax_unf import meta as meta
 else:
     # They need packages that training with an optimizer does not.
-    _ON_DEMAND = ("commands", "meta")
+    _ON_DEMAND = ("compare", "meta")
 
     def __getattr__(name: str) -> Any:
         if name in _ON_DEMAND:

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from optax_unf import Concat, MetaWeights, OptimizerConfig, evaluate, init_weights, make_spec, scale_by_unf, step
-from optax_unf.contract import Tensor, contract
-from optax_unf.features import mean_squares, scaled
-from optax_unf.stream import stream, tiles
+from optax_unf import Concat, MetaWeights, OptimizerConfig, init_weights, make_spec, scale_by_unf
+from optax_unf.nn.contract import Tensor, contract
+from optax_unf.optimizer import evaluate, step
+from optax_unf.optimizer.features import mean_squares, scaled
+from optax_unf.optimizer.stream import stream, tiles
 
 
 @settings(max_examples=20, deadline=None)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from optax_unf import tasks
-from optax_unf.tasks.cifar10 import cifar10, read_cifar10
+from optax_unf.tasks.data.cifar10 import cifar10, read_cifar10
 
 ARCHIVE = "cifar-10-binary.tar.gz"
 

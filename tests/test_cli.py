@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from optax_unf import OptimizerConfig, load_card, load_weights, tasks
-from optax_unf.cli import main
+from optax_unf.cli.options import RunOptions, StageOptions, run_config
+from optax_unf.cli.program import main
 from optax_unf.meta import PES, MetaTrainConfig, Stage, meta_train
-from optax_unf.options import RunOptions, StageOptions, run_config
 
 ROOT = Path(__file__).parents[1]
 TINY = ("--task", "mlp-digits", "--optimizer", "sgdm", "--no-progress")
@@ -47,7 +47,9 @@ def failure(capsys, *arguments):
 def test_list(capsys):
     main(["list"])
     printed = capsys.readouterr().out
-    assert re.search(r"mlp-fashion-mnist-unf +mlp-fashion-mnist +unf +210 +0\.35", printed)
+    assert re.search(
+        r"mlp-fashion-mnist-unf +mlp-fashion-mnist alone +mlp-fashion-mnist +unf .* alpha, 0\.075 +210", printed
+    )
     assert set(tasks.names()) <= set(printed.split())
     main(["list", "--describe", "--task", "mlp-digits"])
     assert "3,466 in 6 leaves" in capsys.readouterr().out

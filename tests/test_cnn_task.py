@@ -8,9 +8,9 @@ import pytest
 
 from optax_unf import OptimizerConfig, infer_spec, init_weights
 from optax_unf.meta import learned_training, training_losses
+from optax_unf.optimizer.meta_weights import check_fits
 from optax_unf.tasks import CNNTask, Rescaled, task_spec
-from optax_unf.tasks.images import Images
-from optax_unf.weights import check_fits
+from optax_unf.tasks.data.images import Images
 
 
 def small_task(size: int = 4, batch_size: int = 8) -> CNNTask:

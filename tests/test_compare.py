@@ -11,12 +11,12 @@ import optax
 import pytest
 
 from optax_unf import load_weights, tasks
-from optax_unf.meta.baselines import Baseline, tune
-from optax_unf.meta.compare import compare_optimizers, steps_to_reach
+from optax_unf.compare.baselines import Baseline, tune
+from optax_unf.compare.optimizers import compare_optimizers, steps_to_reach
+from optax_unf.compare.plot import plot_comparisons
+from optax_unf.compare.results import Comparison, Curve, Result, read_comparison, read_comparisons, write_comparison
+from optax_unf.compare.table import markdown_page
 from optax_unf.meta.fresh import fresh_keys
-from optax_unf.meta.plot import plot_comparisons
-from optax_unf.meta.results import Comparison, Curve, Result, read_comparison, read_comparisons, write_comparison
-from optax_unf.meta.table import markdown_page
 
 MADE = {"command": "optax-unf compare", "commit": "", "date": "2026-01-01", "machine": "one", "versions": {"jax": "1"}}
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optax_unf import Concat, Fixed, make_spec
-from optax_unf.leaf import join_blocks, split_blocks
+from optax_unf.spec.leaf import join_blocks, split_blocks
 
 
 def zeros(*shape):

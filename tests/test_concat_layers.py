@@ -42,10 +42,10 @@ from optax_unf import (
     save_weights,
     unf,
 )
-from optax_unf.basis import basis
-from optax_unf.contract import tensors
 from optax_unf.nn import NFN, UNF, InvariantPool, PositionalEncoding
-from optax_unf.weights import check_fits
+from optax_unf.nn.basis import basis
+from optax_unf.nn.contract import tensors
+from optax_unf.optimizer.meta_weights import check_fits
 
 
 def small_spaces(axes=concat_axes, max_terms=60):

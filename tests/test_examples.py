@@ -6,7 +6,6 @@ import runpy
 import sys
 from pathlib import Path
 
-import jax
 import matplotlib.image
 import numpy as np
 
@@ -15,32 +14,36 @@ ROOT = Path(__file__).parents[1]
 
 def test_the_usage_example_of_the_readme_trains():
     code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
-    assert len(code.splitlines()) <= 11
+    assert len(code.splitlines()) <= 12
     names = {}
     exec(code, names)
-    task, params = names["task"], names["params"]
-    assert jax.jit(task.loss)(params, task.sample(jax.random.key(9))) < 0.2
+    assert names["loss"](names["params"], names["batch"]) < 0.1
 
 
 def test_quickstart(tmp_path, monkeypatch, capsys):
     quickstart = runpy.run_path(str(ROOT / "examples" / "quickstart.py"))
     main = quickstart["main"]
-    # A quarter of the steps and of the grid: the whole takes a minute.
-    main.__globals__.update(STEPS=500, RATES=np.array([1e-2, 1e-1]))
+    # The perceptron alone, and fewer rates: the whole takes two minutes.
+    monkeypatch.setitem(main.__globals__, "RATES", np.array([1e-2, 1e-1]))
     picture = tmp_path / "curves.png"
-    monkeypatch.setattr(sys, "argv", ["quickstart.py", "--seeds", "2", "--plot", str(picture)])
+    monkeypatch.setattr(sys, "argv", ["quickstart.py", "--seeds", "2", "--task", "perceptron", "--plot", str(picture)])
+    main()
+    rows = re.findall(r"^(\S+).*?(\d+\.\d{4}) +(\d+\.\d{4}) +(\d+\.\d{4})", capsys.readouterr().out, re.MULTILINE)
+    assert [name.rstrip(",") for name, *_ in rows] == ["optax_unf.unf", "Adam", "Adam", "Muon"]
+    final = {name: float(end) for name, _, end, _ in rows}
+    assert final["optax_unf.unf"] < 0.1 < float(rows[1][2])
+    assert matplotlib.image.imread(picture).std() > 0.01
+
+
+def test_which_matrices(monkeypatch, capsys):
+    main = runpy.run_path(str(ROOT / "examples" / "which_matrices.py"))["main"]
+    monkeypatch.setattr(sys, "argv", ["which_matrices.py", "--steps", "60"])
     main()
     printed = capsys.readouterr().out
-    rows = {
-        line.split(" (")[0]: [float(x) for x in re.findall(r"\d+\.\d+", line.split(")")[1])]
-        for line in printed.splitlines()
-        if line.startswith(("UNF", "Adam", "SGDM"))
-    }
-    assert set(rows) == {"UNF", "Adam", "SGDM"}
-    at_25, _, _, accuracy = rows["UNF"]
-    assert at_25 < 0.5
-    assert accuracy > 90
-    assert matplotlib.image.imread(picture).std() > 0.01
+    without, inferred = printed.split("with the inferred spec")
+    assert re.search(r"qkv +\(32, 96\) +32 x 96 ", without)
+    assert re.search(r"qkv +\(32, 96\) +3 parts 32 x 32 ", inferred)
+    assert len(re.findall(r"\d\.\d{4}$", printed, re.MULTILINE)) == 3
 
 
 def test_infer_transformer(monkeypatch, capsys):

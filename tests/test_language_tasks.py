@@ -10,7 +10,7 @@ import pytest
 from optax_unf import infer_spec, load_weights, tasks
 from optax_unf.meta import PES, MetaTrainConfig, Stage, meta_train
 from optax_unf.tasks import RNNTask, TransformerTask, task_spec
-from optax_unf.tasks.text import python_reference
+from optax_unf.tasks.data.text import python_reference
 
 # Batches.
 

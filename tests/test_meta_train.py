@@ -350,7 +350,7 @@ def test_optimizers_with_equal_keys_see_equal_batches():
     assert spec == task_spec(Regression())
     weights = initial_weights()
     frozen = Training(Regression(), lambda theta: optax.set_to_zero())
-    learned = Training(Regression(), lambda theta: unf(weights, learning_rate=0.0))
+    learned = Training(Regression(), lambda theta: unf(weights, factor=0.0))
     keys = jax.random.split(jax.random.key(0), 2)
     a, b = (training_losses(problem, jnp.zeros(()), keys, 5) for problem in (frozen, learned))
     np.testing.assert_allclose(a, b, rtol=1e-6)

@@ -8,7 +8,7 @@ import optax
 import pytest
 from learned import SPEC, close, descend, each_head, make, make_params, two_heads, weights_of
 
-from optax_unf import OptimizerConfig, init_weights, scale_by_unf, unf
+from optax_unf import OptimizerConfig, init_weights, load_weights, scale_by_unf, unf
 
 # Arguments and hyperparameters.
 
@@ -37,23 +37,23 @@ def test_unknown_arguments_are_ignored(head):
     ("head", "kind"),
     [("none", "float"), ("none", "int"), ("none", "array"), ("none", "schedule"), ("full", "schedule")],
 )
-def test_the_learning_rate_can_be_injected(head, kind):
+def test_the_factor_can_be_injected(head, kind):
     rate = {"float": 0.5, "int": 1, "array": jnp.float32(0.5), "schedule": optax.linear_schedule(0.5, 0.1, 2)}[kind]
-    injected = optax.inject_hyperparams(unf)(weights_of(head), spec=SPEC, learning_rate=rate)
-    (params, state), (expected, _) = descend(injected), descend(make(head, learning_rate=rate))
+    injected = optax.inject_hyperparams(unf)(weights_of(head), spec=SPEC, factor=rate)
+    (params, state), (expected, _) = descend(injected), descend(make(head, factor=rate))
     close(params, expected)
-    assert float(state.hyperparams["learning_rate"]) == pytest.approx(float(rate(2) if callable(rate) else rate))
+    assert float(state.hyperparams["factor"]) == pytest.approx(float(rate(2) if callable(rate) else rate))
 
 
-def test_an_injected_rate_changes_without_retracing():
-    tx = optax.inject_hyperparams(unf)("mlp-fashion-mnist-sgdm", learning_rate=1.0, accumulator_dtype="bfloat16")
+def test_an_injected_factor_changes_without_retracing():
+    tx = optax.inject_hyperparams(unf)("mlp-fashion-mnist-sgdm", factor=1.0, accumulator_dtype="bfloat16")
     params, grads = make_params(), make_params(1)
     update = jax.jit(chex.assert_max_traces(tx.update, 1))
     state = tx.init(params)
     once, state = update(grads, state, params)
     chex.assert_trees_all_equal_dtypes(optax.tree.get(state, "momenta")[0], jax.tree.map(jnp.bfloat16, params))
     state = tx.init(params)
-    state.hyperparams["learning_rate"] = jnp.float32(3.0)
+    state.hyperparams["factor"] = jnp.float32(3.0)
     thrice, _ = update(grads, state, params)
     close(thrice, jax.tree.map(lambda x: 3 * x, once))
     chex.clear_trace_counter()
@@ -62,9 +62,7 @@ def test_an_injected_rate_changes_without_retracing():
 @two_heads
 def test_a_constant_schedule_is_the_constant(head):
     schedule = optax.constant_schedule(0.3)
-    chex.assert_trees_all_equal(
-        descend(make(head, learning_rate=schedule))[0], descend(make(head, learning_rate=0.3))[0]
-    )
+    chex.assert_trees_all_equal(descend(make(head, factor=schedule))[0], descend(make(head, factor=0.3))[0])
 
 
 def test_the_count_stops_at_its_largest_value():
@@ -286,8 +284,8 @@ def pair(x):
     ids=["parabola", "rosenbrock", "matrix", "pair"],
 )
 def test_convergence(name, loss, start, rate):
-    schedule = optax.cosine_decay_schedule(rate or 0.1, 30_000)
-    tx = unf(name, learning_rate=schedule)
+    weights = load_weights(name)
+    tx = unf(weights, factor=(rate or 0.1) / weights.alpha, total_steps=30_000)
 
     def body(carry, _):
         params, state = carry

@@ -11,7 +11,7 @@ import pytest
 from flax.core import FrozenDict
 
 from optax_unf import OptimizerConfig, init_weights, make_spec, scale_by_unf, unf
-from optax_unf.features import DECAYS, SQUARE_DECAY, TIME_SCALES
+from optax_unf.optimizer.features import DECAYS, SQUARE_DECAY, TIME_SCALES
 
 AXES = {"first": {"kernel": ("in", "hidden"), "bias": ("hidden",)}, "second": {"kernel": ("hidden", "out")}}
 
@@ -86,16 +86,18 @@ def test_update_is_equation_31(normalization, step_warmup):
     assert state.count == 3
 
 
-@pytest.mark.parametrize("learning_rate", [None, 0.3, optax.linear_schedule(0.3, 0.1, 2)])
-def test_learning_rate_scales_the_direction(learning_rate):
+@pytest.mark.parametrize("factor", [1.0, 0.3, optax.linear_schedule(0.3, 0.1, 2)])
+@pytest.mark.parametrize("total_steps", [None, 4])
+def test_the_step_is_alpha_times_the_factor_times_a_cosine(factor, total_steps):
     weights, params, grads = make_weights(), make_params(), make_params(1)
-    plain, full = scale_by_unf(weights, spec=AXES), unf(weights, spec=AXES, learning_rate=learning_rate)
+    plain = scale_by_unf(weights, spec=AXES)
+    full = unf(weights, spec=AXES, factor=factor, total_steps=total_steps)
     plain_state, full_state = plain.init(params), full.init(params)
-    for step in range(3):
+    for step, cosine in enumerate([1, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5, 0, 0]):
         direction, plain_state = plain.update(grads, plain_state, params)
         update, full_state = full.update(grads, full_state, params)
-        rate = learning_rate(step) if callable(learning_rate) else (learning_rate or weights.alpha)
-        chex.assert_trees_all_close(update, jax.tree.map(lambda d, r=rate: -r * d, direction), rtol=1e-6)
+        size = weights.alpha * (factor(step) if callable(factor) else factor) * (cosine if total_steps else 1)
+        chex.assert_trees_all_close(update, jax.tree.map(lambda d, s=size: -s * d, direction), rtol=1e-6, atol=1e-9)
 
 
 def test_sgdm_is_optax_sgd_with_momentum():
@@ -412,8 +414,12 @@ def without(tree, name):
         ),
         (lambda: unf(make_weights()).init({"w": jnp.ones(3), "act": jnp.tanh}), TypeError, "'act' is .*equinox.filter"),
         (lambda: unf(make_weights()).init({"w": jnp.ones(3), "act": "relu"}), TypeError, "parameter 'act' is 'relu'"),
-        (lambda: unf(1e-3), TypeError, "must be MetaWeights, a path, or one of .* are of type float"),
-        (lambda: unf(make_weights(), learning_rate="0.1"), TypeError, "a number or an optax schedule, but is '0.1'"),
+        (lambda: unf(1e-3), TypeError, "a path, or one of .* are of type float.*A learning rate is not needed"),
+        (lambda: unf(make_weights(), factor="0.1"), TypeError, "factor must be a number or .* schedule, but is '0.1'"),
+        (lambda: unf(learning_rate=1e-3), TypeError, "learning_rate"),
+        (lambda: unf(total_steps=0), ValueError, "total_steps must be positive, .* is 0"),
+        (lambda: unf(total_steps=0.5), TypeError, "total_steps must be an integer, .* is 0.5"),
+        (lambda: unf(total_steps="100"), TypeError, "total_steps must be an integer, .* is '100'"),
         (
             lambda: unf(make_weights(), accumulator_dtype="bf16"),
             TypeError,

@@ -9,7 +9,7 @@ import pytest
 import optax_unf
 from optax_unf import Concat, make_spec, scale_by_orthogonal
 from optax_unf.nominal import orthogonal_prodigy, polar_factor
-from optax_unf.restrict import restrict
+from optax_unf.spec.restrict import restrict
 
 SHAPES = {"qkv": (6, 24), "out": (8, 6), "up": (3, 6, 7), "gain": (6,)}
 NAMES = {

@@ -60,7 +60,7 @@ def test_wheel_has_every_file(wheel):
     assert pretrained <= found
     # Nothing else is installed: no tests, no caches.
     others = {name for name in found - package - pretrained if ".dist-info/" not in name}
-    data = {"optax_unf/py.typed", "optax_unf/compare/baselines.npz"}
+    data = {"optax_unf/py.typed", *(f"optax_unf/compare/bundled/{suite}.npz" for suite in ("unseen", "probe"))}
     assert {name for name in others if not name.startswith("optax_unf/_pretrained/")} == data
     assert any(name.endswith("/licenses/LICENSE") for name in found)
 
@@ -83,7 +83,7 @@ def test_core_dependencies_are_few(wheel):
 SCRIPT = """
 import importlib.metadata, json
 import optax_unf
-names = optax_unf.list_pretrained()
+names = optax_unf.list_pretrained().names
 assert all(isinstance(optax_unf.load_weights(name), optax_unf.MetaWeights) for name in names)
 tasks = [optax_unf.load_card(name)["task"] for name in names]
 versions = [optax_unf.__version__, importlib.metadata.version("optax-unf")]
@@ -96,7 +96,7 @@ def test_installed_wheel_finds_its_weights(python, tmp_path):
     script.write_text(SCRIPT)
     found = json.loads(run(python, script, cwd=tmp_path))
     assert Path(found["file"]).resolve().is_relative_to(python.parents[1].resolve())
-    assert found["names"] == sorted(path.stem for path in PRETRAINED.glob("*.safetensors"))
+    assert sorted(found["names"]) == sorted(path.stem for path in PRETRAINED.glob("*.safetensors"))
     assert all(found["tasks"])
     assert len(set(found["versions"])) == 1
 
@@ -104,7 +104,7 @@ def test_installed_wheel_finds_its_weights(python, tmp_path):
 def test_checkout_finds_its_weights(tmp_path):
     found = json.loads(run(sys.executable, "-c", SCRIPT, cwd=tmp_path, PYTHONPATH=str(ROOT)))
     assert Path(found["file"]).resolve() == ROOT / "optax_unf" / "__init__.py"
-    assert found["names"] == sorted(path.stem for path in PRETRAINED.glob("*.safetensors"))
+    assert sorted(found["names"]) == sorted(path.stem for path in PRETRAINED.glob("*.safetensors"))
 
 
 def test_import_imports_no_extra(tmp_path):
@@ -112,15 +112,15 @@ def test_import_imports_no_extra(tmp_path):
     modules = json.loads(run(sys.executable, "-c", script, cwd=tmp_path, PYTHONPATH=str(ROOT)))
     assert "optax_unf" in modules
     assert not set(EXTRAS) & set(modules)
-    assert not {"optax_unf.meta", "optax_unf.commands"} & set(modules)
+    assert not {"optax_unf.meta", "optax_unf.compare"} & set(modules)
 
 
 def test_what_needs_extras_is_imported_on_demand(tmp_path):
     script = (
         "import json, sys, optax_unf; listed = dir(optax_unf); found = optax_unf.meta.meta_train.__module__; "
         "print(json.dumps([listed, found, optax_unf.meta is sys.modules['optax_unf.meta'], "
-        "optax_unf.commands.meta_train.__module__, hasattr(optax_unf, 'metta')]))"
+        "optax_unf.compare.compare_optimizers.__module__, hasattr(optax_unf, 'metta')]))"
     )
     listed, *found = json.loads(run(sys.executable, "-c", script, cwd=tmp_path, PYTHONPATH=str(ROOT)))
-    assert {"meta", "commands", "unf", "__version__"} <= set(listed)
-    assert found == ["optax_unf.meta.train", True, "optax_unf.commands", False]
+    assert {"meta", "compare", "unf", "__version__"} <= set(listed)
+    assert found == ["optax_unf.meta.train", True, "optax_unf.compare.optimizers", False]

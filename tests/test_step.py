@@ -12,8 +12,8 @@ import pytest
 from learned import AXES, SPEC, close, each_head, make, make_params, two_heads, weights_of
 
 from optax_unf import make_spec, scale_by_unf, unf
-from optax_unf.evaluate import default_block_entries
-from optax_unf.step import _program
+from optax_unf.optimizer.evaluate import default_block_entries
+from optax_unf.optimizer.step import _program
 
 
 @pytest.fixture(autouse=True)

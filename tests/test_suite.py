@@ -9,10 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from optax_unf.cli import main
+from optax_unf.cli.program import main
 from optax_unf.compare import Contender, Records, candidate, measure, suite
 from optax_unf.compare.contenders import ADAM, BASELINES, MUON, UNTUNED_ADAM
-from optax_unf.compare.records import BUNDLED
+from optax_unf.compare.records import bundled
 from optax_unf.compare.runs import LANES, TUNING_SEEDS
 from optax_unf.compare.speed import final_loss, grid
 from optax_unf.compare.summary import speed_ups, summarize, task_speed_up
@@ -176,14 +176,15 @@ def test_meta_weights_and_functions_are_candidates(tmp_path):
 
 
 def test_the_bundled_baselines_are_of_the_tasks_as_they_are():
-    bundled = Records.read(BUNDLED)
-    assert set(bundled.contenders()) == {contender.name for contender in BASELINES}
-    assert set(suite.UNSEEN) <= set(bundled.tasks())
-    fresh = measure(Contender("sgd", _make_sgd), suite.get("unseen", "classification"), seeds=2)
-    assert all(fresh.pairs_with(bundled.get("classification", contender.name)) for contender in BASELINES)
+    known = bundled()
+    assert set(known.contenders()) == {contender.name for contender in BASELINES}
+    assert {*suite.UNSEEN, *suite.PROBE} == set(known.tasks())
+    for suite_name, task in (("unseen", "classification"), ("probe", "teacher-500")):
+        fresh = measure(Contender("sgd", _make_sgd), suite.get(suite_name, task), seeds=2)
+        assert all(fresh.pairs_with(known.get(task, contender.name)) for contender in BASELINES)
     for contender in BASELINES:
-        for task in suite.UNSEEN:
-            record = bundled.get(task, contender.name)
+        for task in known.tasks():
+            record = known.get(task, contender.name)
             assert record.seeds == LANES
             if contender.grid:
                 settings = [setting for setting, _ in record.tuning]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from optax_unf import tasks
-from optax_unf.tasks import files
+from optax_unf.tasks.data import files
 
 CONTENT = b"some data"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -14,7 +14,7 @@ import pytest
 
 from optax_unf import make_spec, tasks
 from optax_unf.tasks import MLPTask, Task, task_spec
-from optax_unf.tasks.images import Images, digits, downscale, fashion_mnist, read_idx
+from optax_unf.tasks.data.images import Images, digits, downscale, fashion_mnist, read_idx
 
 FASHION_FILES = (
     "train-images-idx3-ubyte.gz",

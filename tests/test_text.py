@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from optax_unf.tasks.text import Text, lm1b, python_reference
-from optax_unf.tasks.tokens import byte_pair_tokens
+from optax_unf.tasks.data.text import Text, lm1b, python_reference
+from optax_unf.tasks.data.tokens import byte_pair_tokens
 
 SHARD, HELD_OUT = "news.en-00001-of-00100", "news.en.heldout-00000-of-00050"
 PARTS = ("1b_benchmark.dev.tokens", "1b_benchmark.test.tokens")
@@ -139,8 +139,8 @@ def test_the_first_token_is_the_most_frequent_pair(vocabularies):
 def test_tokens_are_the_same_in_every_process():
     code = (
         "import hashlib, sys\n"
-        "from optax_unf.tasks.text import python_reference\n"
-        "from optax_unf.tasks.tokens import byte_pair_tokens\n"
+        "from optax_unf.tasks.data.text import python_reference\n"
+        "from optax_unf.tasks.data.tokens import byte_pair_tokens\n"
         "parts = byte_pair_tokens(python_reference(), 512)\n"
         "sys.stdout.write(hashlib.sha256(b''.join(x.tobytes() for x in parts)).hexdigest())\n"
     )

@@ -14,9 +14,9 @@ import optax
 from jaxtyping import Array, Float
 
 from optax_unf.infer import Inferred
-from optax_unf.optimizer import unf
+from optax_unf.optimizer.unf import unf
+from optax_unf.optimizer.weight_files import load_weights
 from optax_unf.tasks.task import Params, Task
-from optax_unf.weight_files import load_weights
 
 Make = Callable[[Float[Array, ""], int, Task], optax.GradientTransformation]
 
@@ -154,7 +154,7 @@ def _learned(source: str, spec: str) -> Make:
 
     def make(factor: Array, steps: int, task: Task) -> optax.GradientTransformation:
         axes = _axes(task) if spec == "inferred" else None
-        return unf(weights, spec=axes, learning_rate=cosine(factor * weights.alpha, steps), block_entries=0)
+        return unf(weights, total_steps=steps, factor=factor, spec=axes, block_entries=0)
 
     return make
 

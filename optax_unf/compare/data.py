@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from optax_unf.tasks import files
-from optax_unf.tasks.cifar10 import cifar10
-from optax_unf.tasks.images import Images, digits, downscale, fashion_mnist
-from optax_unf.tasks.text import Text, lm1b
+from optax_unf.tasks.data import files
+from optax_unf.tasks.data.cifar10 import cifar10
+from optax_unf.tasks.data.images import Images, digits, downscale, fashion_mnist
+from optax_unf.tasks.data.text import Text, lm1b
 
 Pair = tuple[Array, Array]
 
@@ -162,7 +162,7 @@ def shakespeare(length: int = 32) -> Windows:
 
 @functools.cache
 def news(length: int = 32) -> Windows:
-    """One Billion Word, or what stands in for it: see `optax_unf.tasks.text.lm1b`."""
+    """One Billion Word, or what stands in for it: see `optax_unf.tasks.data.text.lm1b`."""
     return _windows(lm1b(), length)
 
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from optax_unf._files import replaced, write_text
 from optax_unf.compare.contenders import ADAM, BASELINES
 from optax_unf.compare.records import Record, Records
 from optax_unf.compare.speed import grid
 from optax_unf.compare.summary import AGAINST, Row, summarize, task_speed_up
 from optax_unf.meta.plot import new_figure
-from optax_unf.replaced import replaced, write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

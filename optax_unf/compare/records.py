@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from optax_unf.replaced import replaced
+from optax_unf._files import replaced
 
 _FORMAT = "optax_unf suite 1"
-BUNDLED = Path(__file__).with_name("baselines.npz")
+_BASELINES = Path(__file__).with_name("bundled")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -139,6 +139,11 @@ def _shortened(x: np.ndarray) -> Float[np.ndarray, "..."]:
     """Numbers with 13 binary digits: four decimal ones, which a file holds in half the space."""
     digits, exponent = np.frexp(np.asarray(x, np.float64))
     return np.ldexp(np.round(digits * 2**13) / 2**13, exponent).astype(np.float32)
+
+
+def bundled() -> Records:
+    """The records of the baselines that come with the package."""
+    return merged(*(Records.read(_BASELINES / f"{suite}.npz") for suite in ("unseen", "probe")))
 
 
 def merged(*parts: Records) -> Records:

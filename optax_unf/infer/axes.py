@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
-from optax_unf.axes import Axis, Concat, Fixed, merge_fixed
 from optax_unf.infer.terms import Atom, Product, Sum, Term, Uniform, fix, resolve
+from optax_unf.spec.axes import Axis, Concat, Fixed, merge_fixed
 
 
 def named_axes(

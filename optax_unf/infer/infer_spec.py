@@ -15,9 +15,9 @@ from optax_unf.infer.axes import named_axes, reasons_of
 from optax_unf.infer.interpret import Interpreter, constant_of, has_ties
 from optax_unf.infer.terms import fix
 from optax_unf.infer.value import Given, Value, plain, scattered
-from optax_unf.paths import leaves_by_path, natural_order, show_path
-from optax_unf.read_spec import make_spec
-from optax_unf.spec import PermutationSpec
+from optax_unf.spec.make_spec import make_spec
+from optax_unf.spec.paths import leaves_by_path, natural_order, show_path
+from optax_unf.spec.permutation_spec import PermutationSpec
 
 Mode = Literal["fixed", "permute"]
 

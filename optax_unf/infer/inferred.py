@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any, TypeAlias, get_args
 
 import jax
 import numpy as np
@@ -11,10 +11,10 @@ from jax.sharding import AxisType
 from jaxtyping import PyTree
 
 from optax_unf.infer.infer_spec import Mode, infer_spec
-from optax_unf.pairs import joined, of_pairs
-from optax_unf.paths import leaves_by_path
-from optax_unf.read_spec import make_spec
-from optax_unf.spec import PermutationSpec
+from optax_unf.spec.make_spec import make_spec
+from optax_unf.spec.pairs import joined, of_pairs
+from optax_unf.spec.paths import leaves_by_path
+from optax_unf.spec.permutation_spec import PermutationSpec
 
 
 class Inferred:
@@ -86,7 +86,11 @@ class Inferred:
         return self._known[space]
 
 
-def resolved(spec: PermutationSpec | Inferred | PyTree | None, params: PyTree) -> PermutationSpec:
+Spec: TypeAlias = PermutationSpec | Inferred | PyTree | None
+"""What functions take for a spec: see `make_spec` and `Inferred`. With `None`, every axis has a name of its own."""
+
+
+def resolved(spec: Spec, params: PyTree) -> PermutationSpec:
     """The spec that a user means by any of the forms that functions accept: see `make_spec` and `Inferred`."""
     if isinstance(spec, Inferred):
         return spec.of(params)

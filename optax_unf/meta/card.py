@@ -16,9 +16,9 @@ import jax
 import numpy as np
 
 from optax_unf.meta.config import MetaTrainConfig
-from optax_unf.network import OptimizerConfig
+from optax_unf.optimizer.meta_weights import MetaWeights
+from optax_unf.optimizer.network import OptimizerConfig
 from optax_unf.tasks.task import Task
-from optax_unf.weights import MetaWeights
 
 _PACKAGES = ("optax-unf", "jax", "flax", "optax")
 

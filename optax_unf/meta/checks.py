@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from optax_unf.network import OptimizerConfig
+from optax_unf.optimizer.meta_weights import MetaWeights, check_fits
+from optax_unf.optimizer.network import OptimizerConfig
 from optax_unf.tasks.task import Task, task_spec
-from optax_unf.weights import MetaWeights, check_fits
 
 
 def named_tasks(task: Task | Sequence[Task]) -> dict[str, Task]:

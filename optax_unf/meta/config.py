@@ -6,8 +6,8 @@ from typing import Any, Literal, Self, TypeVar
 
 import optax
 
-from optax_unf.meta.backprop import Backprop
-from optax_unf.meta.evolution import NRES, PES, FullES, TruncatedES
+from optax_unf.meta.estimators.backprop import Backprop
+from optax_unf.meta.estimators.evolution import NRES, PES, FullES, TruncatedES
 
 # What a configuration file can name.
 _ESTIMATORS = {estimator.__name__: estimator for estimator in (PES, NRES, FullES, TruncatedES, Backprop)}

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from optax_unf.network import OptimizerConfig
-from optax_unf.optimizer import unf
+from optax_unf.optimizer.meta_weights import MetaWeights
+from optax_unf.optimizer.network import OptimizerConfig
+from optax_unf.optimizer.unf import unf
 from optax_unf.tasks.task import Task, task_spec
-from optax_unf.weights import MetaWeights
 
 Theta = PyTree[Float[Array, "..."]]
 

@@ -10,8 +10,8 @@ from typing import Any, Self
 import jax
 from jaxtyping import Array, Float
 
+from optax_unf._files import write_text
 from optax_unf.meta.progress import Progress
-from optax_unf.replaced import write_text
 
 
 class MetricsFiles:

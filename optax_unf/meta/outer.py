@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float
 
 from optax_unf.meta.config import MetaTrainConfig, Stage
-from optax_unf.meta.estimator import Metrics
+from optax_unf.meta.estimators.estimator import Metrics
 from optax_unf.meta.inner import InnerProblem, Theta
 from optax_unf.meta.particles import particle_shardings, replicated_shardings
 from optax_unf.meta.scalars import Decoding, around, decode, encode, two_rates, with_positive_beta

@@ -1,8 +1,8 @@
 """Stages that go far on a small budget: two CPU cores. Most of the weights in `pretrained/` were made by them."""
 
-from optax_unf.meta.backprop import Backprop
 from optax_unf.meta.config import Stage
-from optax_unf.meta.evolution import PES, FullES
+from optax_unf.meta.estimators.backprop import Backprop
+from optax_unf.meta.estimators.evolution import PES, FullES
 
 # Short truncations first, which cost least and say most; longer ones take away their bias.
 _STAGES = {

@@ -27,9 +27,9 @@ from optax_unf.meta.interrupt import Interruption
 from optax_unf.meta.metrics import Reporter
 from optax_unf.meta.outer import TrainState, make_outer_step, start_stage, state_shardings
 from optax_unf.meta.particles import placed
-from optax_unf.network import OptimizerConfig
+from optax_unf.optimizer.meta_weights import MetaWeights, init_weights
+from optax_unf.optimizer.network import OptimizerConfig
 from optax_unf.tasks.task import Task, task_spec
-from optax_unf.weights import MetaWeights, init_weights
 
 # Settings that a run may change when it continues: they do not change its result.
 _FREE = ("checkpoint_every", "keep_checkpoints")

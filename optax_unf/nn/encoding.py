@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, DTypeLike, Float
 
-from optax_unf.axes import Name
-from optax_unf.leaf import Block, LeafSpec, join_blocks
 from optax_unf.nn.layout import ChannelAxis, Features, channels_first, to_tree
-from optax_unf.paths import show_path
-from optax_unf.spec import PermutationSpec
+from optax_unf.spec.axes import Name
+from optax_unf.spec.leaf import Block, LeafSpec, join_blocks
+from optax_unf.spec.paths import show_path
+from optax_unf.spec.permutation_spec import PermutationSpec
 
 
 class PositionalEncoding(nn.Module):

@@ -7,9 +7,9 @@ from typing import Literal, TypeAlias
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from optax_unf.leaf import join_blocks, split_blocks
-from optax_unf.paths import show_path
-from optax_unf.spec import PermutationSpec
+from optax_unf.spec.leaf import join_blocks, split_blocks
+from optax_unf.spec.paths import show_path
+from optax_unf.spec.permutation_spec import PermutationSpec
 
 Features: TypeAlias = PyTree[Float[Array, "..."]]
 ChannelAxis: TypeAlias = Literal[-1, 0]
@@ -46,7 +46,7 @@ def to_tree(
 def to_blocks(
     leaves: Sequence[Float[Array, "channels *shape"]], spec: PermutationSpec
 ) -> list[Float[Array, "channels *factors"]]:
-    """The blocks of all leaves, in the order of `optax_unf.contract.tensors`."""
+    """The blocks of all leaves, in the order of `optax_unf.nn.contract.tensors`."""
     return [block for leaf, x in zip(spec.leaves, leaves, strict=True) for block in split_blocks(x, leaf, leading=1)]
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-from optax_unf.contract import Blocks, Contraction, Expansion, Signature, Tensor, contractions, expansions
+from optax_unf.nn.contract import Blocks, Contraction, Expansion, Signature, Tensor, contractions, expansions
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from optax_unf.contract import Expansion, Tensor, contractions, expand
+from optax_unf.nn.contract import Expansion, Tensor, contractions, expand
 from optax_unf.nn.meetings import (
     Meeting,
     Role,

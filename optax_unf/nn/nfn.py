@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from optax_unf.contract import Tensor, channels_to_positions, positions_to_channels, tensors
+from optax_unf.nn.contract import Tensor, channels_to_positions, positions_to_channels, tensors
 from optax_unf.nn.layout import ChannelAxis, Features, channels_first, from_blocks, to_blocks, to_tree
 from optax_unf.nn.mix import normal, std
 from optax_unf.nn.product import product, together
-from optax_unf.paths import show_path
-from optax_unf.spec import PermutationSpec
+from optax_unf.spec.paths import show_path
+from optax_unf.spec.permutation_spec import PermutationSpec
 
 
 class NFN(nn.Module):

@@ -4,9 +4,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from optax_unf.contract import contract, contractions, positions_to_channels, tensors
+from optax_unf.nn.contract import contract, contractions, positions_to_channels, tensors
 from optax_unf.nn.layout import ChannelAxis, Features, channels_first, to_blocks
-from optax_unf.spec import PermutationSpec
+from optax_unf.spec.permutation_spec import PermutationSpec
 
 
 class InvariantPool(nn.Module):

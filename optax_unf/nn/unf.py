@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from optax_unf.contract import channels_to_positions, contract, positions_to_channels, tensors
+from optax_unf.nn.contract import channels_to_positions, contract, positions_to_channels, tensors
 from optax_unf.nn.layout import ChannelAxis, Features, channels_first, from_blocks, to_blocks, to_tree
 from optax_unf.nn.mix import mix_full, mix_tied, normal
-from optax_unf.spec import PermutationSpec
+from optax_unf.spec.permutation_spec import PermutationSpec
 
 Coefficients: TypeAlias = Literal["full", "tied"]
 

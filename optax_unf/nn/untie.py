@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from optax_unf.contract import Tensor, tensors
+from optax_unf.nn.contract import Tensor, tensors
 from optax_unf.nn.meetings import Meeting, meetings
 from optax_unf.nn.mix import untied_rows
-from optax_unf.spec import PermutationSpec
+from optax_unf.spec.permutation_spec import PermutationSpec
 
 Kernels = Mapping[str, Float[Array, "..."]]
 

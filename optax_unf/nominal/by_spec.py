@@ -5,10 +5,10 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from optax_unf.axes import Axis, Name, names_of
-from optax_unf.leaf import Block, LeafSpec
 from optax_unf.nominal.matrix import VECTORS, Group, LeafMatrices, Matrix, groups_of, of_sides
-from optax_unf.spec import PermutationSpec
+from optax_unf.spec.axes import Axis, Name, names_of
+from optax_unf.spec.leaf import Block, LeafSpec
+from optax_unf.spec.permutation_spec import PermutationSpec
 
 
 def matrices_of_spec(spec: PermutationSpec, heads: bool) -> tuple[LeafMatrices, ...]:

@@ -6,10 +6,10 @@ import jax
 from jaxtyping import PyTree
 from optax.contrib import MuonDimensionNumbers
 
+from optax_unf.infer import Spec
 from optax_unf.nominal.matrices import find_matrices
 from optax_unf.nominal.matrix import LeafMatrices
-from optax_unf.optimizer import Spec
-from optax_unf.paths import leaves_by_path
+from optax_unf.spec.paths import leaves_by_path
 
 
 def muon_dimension_numbers(spec: Spec, params: PyTree, *, adam: str | None = None) -> PyTree:

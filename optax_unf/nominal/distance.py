@@ -1,6 +1,6 @@
 """The size of steps, from an estimate of the distance to the solution."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from optax_unf.arguments import check_real
-from optax_unf.sharding import replicated
+from optax_unf._arguments import check_real
+from optax_unf._dtypes import at_least_float32
+from optax_unf._sharding import replicated
 
 
 class ScaleByDistanceState(NamedTuple):
@@ -34,7 +35,7 @@ class ScaleByDistanceState(NamedTuple):
 
 def l1_norm(tree: PyTree) -> Float[Array, ""]:
     """The sum of absolute values: dual to the steps of Adam, which are about as large in every entry."""
-    return sum((jnp.sum(jnp.abs(x)) for x in jax.tree.leaves(tree)), start=jnp.zeros([]))
+    return _total(jnp.sum(jnp.abs(x)) for x in jax.tree.leaves(tree))
 
 
 def scale_by_distance(
@@ -124,8 +125,8 @@ def scale_by_distance(
         # Relative to the first estimate, since d^2 is tiny at first.
         growth = state.distance / initial
         weight = growth * growth * rate * correction
-        travelled = jax.tree.map(_travelled, state.origin, params)
-        inner = sum((jnp.sum(g * x) for g, x in zip(*map(jax.tree.leaves, (grads, travelled)), strict=True)), start=0.0)
+        travelled = jax.tree.map(lambda o, x, g: _travelled(o, x).astype(g.dtype), state.origin, params, grads)
+        inner = _total(jnp.sum(g * x) for g, x in zip(*map(jax.tree.leaves, (grads, travelled)), strict=True))
         numerator = (decay * state.numerator + weight * inner).astype(jnp.float32)
         grad_sum = jax.tree.map(lambda s, g: decay * s + weight.astype(s.dtype) * g, state.grad_sum, grads)
         distance = _grown(state.distance, numerator, norm(grad_sum))
@@ -134,11 +135,17 @@ def scale_by_distance(
         steps, inner_state = direction.update(weighted, state.direction, params, **extra)
         size = rate * state.distance
         steps = jax.tree.map(lambda s: size.astype(s.dtype) * s, steps)
-        origin = jax.tree.map(lambda o, s, x: o + s if _is_narrow(x) else o, state.origin, steps, params)
+        origin = jax.tree.map(
+            lambda o, s, x: o + s.astype(o.dtype) if _is_narrow(x) else o, state.origin, steps, params
+        )
         steps = jax.tree.map(lambda s, g: s.astype(jnp.result_type(g)), steps, updates)
         return steps, ScaleByDistanceState(count, distance, numerator, grad_sum, origin, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _total(parts: Iterable[Array]) -> Float[Array, ""]:
+    return sum((x.astype(jnp.float32) for x in parts), start=jnp.zeros([], jnp.float32))
 
 
 def _grown(distance: Array, numerator: Array, size: Array) -> Float[Array, ""]:
@@ -153,7 +160,7 @@ def _travelled(origin: Array, param: Array) -> Array:
 
 
 def _wide(x: Array) -> jnp.dtype:
-    return jnp.result_type(x, jnp.float32)
+    return at_least_float32(jnp.result_type(x))
 
 
 def _is_narrow(x: Array) -> bool:

@@ -5,16 +5,15 @@ import re
 
 from jaxtyping import PyTree
 
-from optax_unf.arguments import flatten_checked
-from optax_unf.infer import Inferred, resolved
-from optax_unf.leaf import LeafSpec
+from optax_unf._arguments import flatten_checked
+from optax_unf.infer import Inferred, Spec, resolved
 from optax_unf.nominal.by_spec import matrices_of_spec
 from optax_unf.nominal.matrix import VECTORS, LeafMatrices, of_sides
-from optax_unf.optimizer import Spec
-from optax_unf.paths import natural_order
-from optax_unf.read_spec import make_spec
-from optax_unf.restrict import restrict
-from optax_unf.spec import PermutationSpec
+from optax_unf.spec.leaf import LeafSpec
+from optax_unf.spec.make_spec import make_spec
+from optax_unf.spec.paths import natural_order
+from optax_unf.spec.permutation_spec import PermutationSpec
+from optax_unf.spec.restrict import restrict
 
 _PROJECTIONS = re.compile(r"(^|/)(query|key|value)/", re.IGNORECASE)
 

@@ -10,8 +10,8 @@ from typing import TypeAlias
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
-from optax_unf.axes import Concat, factors_of
-from optax_unf.leaf import Block, LeafSpec
+from optax_unf.spec.axes import Concat, factors_of
+from optax_unf.spec.leaf import Block, LeafSpec
 
 Group: TypeAlias = tuple[int, ...]  # the factors of a block that are one axis of the leaf
 

@@ -10,14 +10,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from optax_unf.arguments import check_real
-from optax_unf.leaf import join_blocks, split_blocks
+from optax_unf._arguments import check_real
+from optax_unf._dtypes import at_least_float32
+from optax_unf._sharding import propagated, replicated
+from optax_unf.infer import Spec
 from optax_unf.nominal.matrices import find_matrices
 from optax_unf.nominal.matrix import LeafMatrices, Matrix
 from optax_unf.nominal.polar import polar_factor
-from optax_unf.optimizer import Spec
-from optax_unf.paths import leaves_by_path
-from optax_unf.sharding import propagated, replicated
+from optax_unf.spec.leaf import join_blocks, split_blocks
+from optax_unf.spec.paths import leaves_by_path
 
 # The RMS of Adam's steps in practice (Liu et al. 2025, arXiv:2502.16982, Section 2.2).
 _RMS = 0.2
@@ -43,7 +44,7 @@ class ScaleByOrthogonalState(NamedTuple):
 def scale_by_orthogonal(
     spec: Spec = None,
     *,
-    momentum: float = 0.95,
+    momentum: float | Float[Array, ""] = 0.95,
     nesterov: bool = True,
     graft: bool = True,
     heads: bool = False,
@@ -178,7 +179,7 @@ def dual_norm(spec: Spec = None, **options: Any) -> Callable[[PyTree], Float[Arr
 
     def norm(tree: PyTree) -> Float[Array, ""]:
         found = _by_path(functools.partial(find_matrices, spec=spec, **options), tree)
-        leaves = {path: x.astype(jnp.result_type(x, jnp.float32)) for path, x in leaves_by_path(tree).items()}
+        leaves = {path: x.astype(at_least_float32(jnp.result_type(x))) for path, x in leaves_by_path(tree).items()}
         steps = {path: jnp.sign(x) for path, x in leaves.items()}
         steps = _orthogonalized(leaves, steps, found, graft=False)
         return jnp.sum(jnp.stack([jnp.sum(x * steps[path]) for path, x in leaves.items()]))
@@ -197,7 +198,7 @@ def _step(
     *,
     count: Int[Array, ""],
     found: dict[str, LeafMatrices],
-    momentum: float,
+    momentum: float | Float[Array, ""],
     nesterov: bool,
     graft: bool,
     b1: float,
@@ -205,19 +206,27 @@ def _step(
     eps: float,
 ) -> tuple[_Leaves, _Leaves, _Leaves, _Leaves]:
     """The direction and the new moments, by path; they have the dtypes of the gradients and of the moments."""
-    wide = {path: jnp.asarray(g).astype(jnp.result_type(g, jnp.float32)) for path, g in grads.items()}
+    wide = {path: jnp.asarray(g).astype(at_least_float32(jnp.result_type(g))) for path, g in grads.items()}
 
     # Averages, so that none is larger than the gradients; polar factors need no correction of their bias.
-    momenta = {path: momentum * m + (1 - momentum) * wide[path] for path, m in momenta.items()}
-    ahead = {p: momentum * m + (1 - momentum) * wide[p] if nesterov else m for p, m in momenta.items()}
+    momenta = {path: _average(m, wide[path], momentum) for path, m in momenta.items()}
+    ahead = {path: _average(m, wide[path], momentum) if nesterov else m for path, m in momenta.items()}
 
     mu = {path: b1 * m + (1 - b1) * wide[path] for path, m in mu.items()}
     nu = {path: b2 * v + (1 - b2) * wide[path] ** 2 for path, v in nu.items()}
-    t = count.astype(jnp.float32)
-    adam = {path: _adam_step(mu[path] / (1 - b1**t), nu[path] / (1 - b2**t), eps) for path in mu}
+    adam = {path: _adam_step(_unbiased(mu[path], count, b1), _unbiased(nu[path], count, b2), eps) for path in mu}
 
     direction = adam | _orthogonalized(ahead, adam, found, graft)
     return {path: direction[path].astype(jnp.result_type(g)) for path, g in grads.items()}, momenta, mu, nu
+
+
+def _average(old: Array, new: Array, decay: float | Float[Array, ""]) -> Array:
+    decay = jnp.asarray(decay, new.dtype)
+    return decay * old.astype(new.dtype) + (1 - decay) * new
+
+
+def _unbiased(average: Array, count: Int[Array, ""], decay: float) -> Array:
+    return average / (1 - decay ** count.astype(average.dtype))
 
 
 def _adam_step(mu: Array, nu: Array, eps: float) -> Array:
@@ -284,7 +293,7 @@ def _by_path(find: Callable[[PyTree], tuple[LeafMatrices, ...]], params: PyTree)
 
 def _zeros(params: PyTree, paths: Sequence[str]) -> PyTree:
     """Zeros like the parameters of these paths, at least float32, and masked nodes for the others."""
-    dtypes = {path: jnp.result_type(x, jnp.float32) for path, x in leaves_by_path(params).items()}
+    dtypes = {path: at_least_float32(jnp.result_type(x)) for path, x in leaves_by_path(params).items()}
     zeros = [
         jnp.zeros_like(x, dtypes[path]) if path in paths else optax.MaskedNode()
         for path, x in leaves_by_path(params).items()

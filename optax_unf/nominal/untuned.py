@@ -4,9 +4,9 @@ from typing import Any
 
 import optax
 
+from optax_unf.infer import Spec
 from optax_unf.nominal.distance import scale_by_distance
 from optax_unf.nominal.orthogonal import scale_by_orthogonal
-from optax_unf.optimizer import Spec
 
 
 def orthogonal_prodigy(

@@ -6,20 +6,20 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from optax_unf.tasks.cifar10 import cifar10
 from optax_unf.tasks.classification import Classification as Classification
 from optax_unf.tasks.cnn import CNNTask as CNNTask
+from optax_unf.tasks.data.cifar10 import cifar10
+from optax_unf.tasks.data.images import digits, fashion_mnist
+from optax_unf.tasks.data.text import lm1b
+from optax_unf.tasks.data.tokens import byte_pair_tokens
 from optax_unf.tasks.describe import Description as Description
 from optax_unf.tasks.describe import describe as describe
-from optax_unf.tasks.images import digits, fashion_mnist
 from optax_unf.tasks.language import LanguageModel as LanguageModel
 from optax_unf.tasks.mlp import MLPTask as MLPTask
 from optax_unf.tasks.rescaled import Rescaled as Rescaled
 from optax_unf.tasks.rnn import RNNTask as RNNTask
 from optax_unf.tasks.task import Task as Task
 from optax_unf.tasks.task import task_spec as task_spec
-from optax_unf.tasks.text import lm1b
-from optax_unf.tasks.tokens import byte_pair_tokens
 from optax_unf.tasks.transformer import TransformerTask as TransformerTask
 
 DataDir: TypeAlias = str | Path | None

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from optax_unf.tasks.data.images import Images
 from optax_unf.tasks.describe import Description, describe
-from optax_unf.tasks.images import Images
 from optax_unf.tasks.task import Params
 
 

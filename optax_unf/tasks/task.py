@@ -6,7 +6,7 @@ import jax
 from jaxtyping import Array, Float, PyTree
 
 from optax_unf.infer import resolved
-from optax_unf.spec import PermutationSpec
+from optax_unf.spec.permutation_spec import PermutationSpec
 
 Params: TypeAlias = PyTree[Float[Array, "..."]]
 Batch: TypeAlias = Any

@@ -1,0 +1,3 @@
+"""The program `optax-unf`."""
+
+from optax_unf.cli.program import main as main

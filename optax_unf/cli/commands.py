@@ -1,0 +1,304 @@
+"""The commands of the command line, as functions: each calls the package, and writes or prints what it returns."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import jax
+
+from optax_unf import meta, tasks
+from optax_unf._files import replaced, write_text
+from optax_unf.cli.options import RunOptions, StageOptions, run_config
+from optax_unf.compare.optimizers import compare_optimizers
+from optax_unf.compare.plot import plot_comparisons
+from optax_unf.compare.results import Comparison, mean_and_error, read_comparison, read_comparisons, write_comparison
+from optax_unf.compare.table import markdown_page, result_lines
+from optax_unf.meta.card import cpu_cores, make_card, provenance
+from optax_unf.meta.fresh import fresh_keys, fresh_runs
+from optax_unf.meta.plot import plot_run
+from optax_unf.optimizer.meta_weights import MetaWeights, check_fits
+from optax_unf.optimizer.network import Head, Normalization, OptimizerConfig
+from optax_unf.optimizer.pretrained import Listing, list_pretrained
+from optax_unf.optimizer.transfer import transfer_weights
+from optax_unf.optimizer.weight_files import load_weights, pretrained_names, save_weights
+from optax_unf.tasks.task import task_spec
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_HEADS: dict[str, Head] = {"unf": "unf", "deepsets": "deepsets", "nfn": "nfn", "sgdm": "none"}
+_LABELS = {"unf": "UNF", "nfn": "NFN", "deepsets": "Deep Sets", "none": "SGDM, meta-trained"}
+
+
+def list_weights(*, describe: bool = False, task: tuple[str, ...] = (), data_dir: str | None = None) -> None:
+    """Lists the pretrained meta-weights and the tasks.
+
+    Args:
+      describe: Also show sizes and work of each task, which loads its data.
+      task: Only these tasks, and weights for them.
+      data_dir: Folder with the original data files; by default what OPTAX_UNF_DATA names.
+    """
+    chosen = task or tasks.names()
+    for name in chosen:
+        tasks.check_name(name)
+    listed = list_pretrained()
+    print(Listing(x for x in listed if x.trained_on in task) if task else listed)
+    print("\ntasks")
+    for name in chosen:
+        print(tasks.describe(tasks.get(name, data_dir=data_dir)) if describe else name)
+
+
+def meta_train(
+    *,
+    task: tuple[str, ...],
+    out: Path,
+    optimizer: Literal["unf", "deepsets", "nfn", "sgdm"] = "unf",
+    stage: StageOptions = StageOptions(),  # noqa: B008 (frozen)
+    run: RunOptions = RunOptions(),  # noqa: B008 (frozen)
+    recipe: Literal["small"] | None = None,
+    config: Path | None = None,
+    coefficients: Literal["full", "tied"] = "full",
+    normalization: Normalization = "leaf",
+    step_warmup: float = 0.0,
+    alpha: float | None = None,
+    start: str | None = None,
+    learned: float = 1.0,
+    seed: int = 0,
+    resume: bool = False,
+    save: Path | None = None,
+    data_dir: str | None = None,
+    progress: bool = True,
+    devices: int | None = None,
+    coordinator: str | None = None,
+    process_id: int = 0,
+    processes: int = 1,
+) -> None:
+    """Meta-trains an optimizer. The defaults are the paper's.
+
+    Writes OUT/config.json, checkpoints/, metrics.jsonl and, at the end, weights.safetensors (the best meta-weights,
+    with their card beside it) and curves.png.
+
+    Args:
+      task: Names of one or more tasks: see optax-unf list.
+      out: Folder of the run.
+      optimizer: Head of the learned optimizer; sgdm has no network.
+      stage: The one stage; --recipe or --config takes the place of these options.
+      run: What holds for all stages; --config takes the place of these options.
+      recipe: Stages that go far on a small budget, in place of one stage.
+      config: JSON file with all settings and stages, such as the config.json of another run.
+      coefficients: Of a UNF head: full fits one architecture, tied fits any.
+      normalization: Of gradients: for the network, in each leaf, or by entry over time, as in Adam.
+      step_warmup: Initial time constant of a warm-up of the inner steps, meta-trained as well; 0 for none.
+      alpha: Initial step size; by default that of --start, or 0.1; by entry it is a rate of Adam, and must be given.
+      start: Meta-weights to begin with, by name or path: see optax_unf.transfer_weights.
+      learned: Factor of the learned part of the step of --start.
+      seed: Of all randomness.
+      resume: Continue the run in OUT from its newest checkpoint, or begin if there is none. Give the same options.
+      save: Another file for the best meta-weights and their card, such as NAME.safetensors.
+      data_dir: Folder with the original data files; by default what OPTAX_UNF_DATA names.
+      progress: Show a progress bar.
+      devices: CPU devices that JAX shall have; by default one for each core.
+      coordinator: HOST:PORT of process 0, where several processes run this command together on one OUT.
+      process_id: Number of this process, from 0.
+      processes: How many processes there are.
+    """
+    if not task:
+        raise ValueError("Meta-training needs at least one task, but --task has none.")
+    first = process_id == 0
+    if first and not resume and any((out / name).exists() for name in ("config.json", "checkpoints", "metrics.jsonl")):
+        raise ValueError(f"{out} must not hold a run, but does. Continue it with --resume, or give a new folder.")
+    if learned != 1.0 and start is None:
+        raise ValueError(f"--learned changes the weights of --start, but is {learned} without --start.")
+    if normalization == "entry" and start is None and alpha is None:
+        raise ValueError("By entry the nominal term is Adam's: give its rate by --alpha, such as 1e-3.")
+    _start_devices(devices)
+    if coordinator is not None:
+        meta.distributed.initialize(coordinator, process_id, processes)
+    loaded = [tasks.get(name, data_dir=data_dir) for name in task]
+    architecture = OptimizerConfig(
+        head=_HEADS[optimizer], coefficients=coefficients, normalization=normalization, step_warmup=step_warmup
+    )
+    if alpha is not None:
+        architecture = dataclasses.replace(architecture, alpha=alpha)
+    settings = run_config(loaded, architecture.head, stage, run, recipe=recipe, file=config)
+    key = jax.random.key(seed)
+    weights = None
+    if start is not None:
+        spec, key_head = task_spec(loaded[0], architecture.head), jax.random.fold_in(key, 1)
+        weights = transfer_weights(load_weights(start), architecture, spec, key_head, alpha=alpha, learned=learned)
+    if first and not (resume and (out / "config.json").exists()):
+        write_text(out / "config.json", json.dumps(settings.to_dict(), indent=1) + "\n")
+    made = provenance(_command())  # before a long run: the checkout may change meanwhile
+    result = meta.meta_train(architecture, loaded, settings, key, weights=weights, out=out, progress=progress)
+    if not first:
+        return
+    card = make_card(loaded, architecture, settings, result.curve, seconds=result.seconds, start=start, made=made)
+    save_weights(out / "weights.safetensors", result.weights, card=card)
+    _draw(out / "curves.png", plot_run(out))
+    if save is not None:
+        save_weights(save, result.weights, card=card)
+    best = min(record["final_loss"] for record in result.curve)
+    print(f"final_loss {best:.6g} nats")
+    print(f"seconds {result.seconds:.6g} s")
+    print(f"Wrote {out / 'weights.safetensors'}" + (f" and {save}" if save else ""))
+
+
+def evaluate(
+    weights: str,
+    /,
+    *,
+    task: str,
+    seeds: int = 5,
+    steps: int | None = None,
+    data_dir: str | None = None,
+    devices: int | None = None,
+) -> None:
+    """Trains fresh networks by a learned optimizer, on the seeds of optax-unf compare.
+
+    Args:
+      weights: Meta-weights, by name or path.
+      task: Name of a task.
+      seeds: Fresh inner runs.
+      steps: Inner steps of each; by default the task's horizon.
+      data_dir: Folder with the original data files; by default what OPTAX_UNF_DATA names.
+      devices: CPU devices that JAX shall have; by default one for each core.
+    """
+    if seeds < 1:
+        raise ValueError(f"An evaluation needs at least one seed, but --seeds is {seeds}.")
+    _check_steps(steps)
+    _start_devices(devices)
+    loaded = tasks.get(task, data_dir=data_dir)
+    learned = load_weights(weights)
+    check_fits(learned, task_spec(loaded, learned.config.head))
+    training = meta.learned_training(learned.config, loaded)
+    runs = fresh_runs(training, learned.theta, fresh_keys(seeds), steps or loaded.horizon)
+    for name, losses in (("training_loss", meta.final_loss(runs.losses)), ("validation_loss", runs.validation)):
+        mean, error = mean_and_error([float(x) for x in losses])
+        print(f"{name} {mean:.6g} nats")
+        if seeds > 1:
+            print(f"{name}_error {error:.6g} nats")
+
+
+def compare(
+    *,
+    task: tuple[str, ...],
+    out: Path = Path("docs/results"),
+    weights: tuple[str, ...] = (),
+    seeds: int = 5,
+    steps: int | None = None,
+    fresh: bool = False,
+    data_dir: str | None = None,
+    devices: int | None = None,
+) -> None:
+    """Compares learned optimizers with Adam, AdamW and SGD with momentum at their best rates.
+
+    Writes OUT/TASK.json after each optimizer, at the end OUT/TASK.md, and OUT/comparison.png of all tasks in OUT.
+    Called again, it takes from OUT/TASK.json what was measured with the same settings and versions.
+
+    Args:
+      task: Names of one or more tasks.
+      out: Folder of the results.
+      weights: Meta-weights by name or path; by default the pretrained TASK-unf, -deepsets, -nfn, -sgdm there are.
+      seeds: Fresh inner runs of each optimizer.
+      steps: Inner steps of each; by default the task's horizon.
+      fresh: Measure again what OUT/TASK.json has.
+      data_dir: Folder with the original data files; by default what OPTAX_UNF_DATA names.
+      devices: CPU devices that JAX shall have; by default one for each core.
+    """
+    _check_steps(steps)
+    _start_devices(devices)
+    for name in task:
+        loaded = tasks.get(name, data_dir=data_dir)
+        learned = _labelled(weights or _pretrained_for(name))
+        before = None if fresh else read_comparison(out / f"{name}.json")
+        made = provenance(_command())
+        known = before.results if before is not None and before.made["versions"] == made["versions"] else ()
+        found = Comparison(name, str(loaded.describe()), steps or loaded.horizon, seeds, (), made)
+        for result in compare_optimizers(loaded, learned, steps=steps, seeds=seeds, known=known):
+            found = dataclasses.replace(found, results=(*found.results, result))
+            # What is known and not yet come to is kept: a comparison that is stopped twice loses nothing.
+            names = {result.name for result in found.results}
+            rest = tuple(result for result in known if result.name not in names)
+            write_comparison(out, dataclasses.replace(found, results=(*found.results, *rest)))
+            print(*result_lines(result), sep="\n", flush=True)
+        write_comparison(out, found)
+        page = markdown_page(found)
+        write_text(out / f"{name}.md", page)
+        print(page)
+    plot(results=out)
+
+
+def plot(run: Path | None = None, /, *, results: Path | None = None, out: Path | None = None) -> None:
+    """Draws the curves of a meta-training run, or those of all comparisons in a folder.
+
+    Args:
+      run: Folder of a meta-training run.
+      results: Folder of results of optax-unf compare.
+      out: The picture; by default RUN/curves.png or RESULTS/comparison.png.
+    """
+    if run is not None and results is None:
+        figure, path = plot_run(run), out or run / "curves.png"
+    elif results is not None and run is None:
+        figure, path = plot_comparisons(read_comparisons(results)), out or results / "comparison.png"
+    else:
+        raise ValueError("Give either the folder of a run, or --results with the folder of comparisons.")
+    _draw(path, figure)
+    print(f"Wrote {path}")
+
+
+def _draw(path: Path, figure: "Figure") -> None:
+    with replaced(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:] or None)
+
+
+def _check_steps(steps: int | None) -> None:
+    if steps is not None and steps < 1:
+        raise ValueError(f"Inner runs need at least one step, but --steps is {steps}.")
+
+
+def _start_devices(count: int | None) -> None:
+    """Gives the CPU so many devices, which is possible only before JAX has started."""
+    if count is not None and count < 1:
+        raise ValueError(f"JAX needs at least one device, but --devices is {count}.")
+    try:
+        jax.config.update("jax_num_cpu_devices", count or cpu_cores())
+    except RuntimeError as error:
+        if count is not None and count != jax.local_device_count("cpu"):
+            raise ValueError(
+                f"The number of devices must be set before JAX has started, but it runs with "
+                f"{jax.local_device_count('cpu')} and --devices is {count}."
+            ) from error
+
+
+def _command() -> list[str]:
+    program = Path(sys.argv[0]).name
+    return ["optax-unf" if program == "cli.py" else program, *sys.argv[1:]]
+
+
+def _pretrained_for(task: str) -> list[str]:
+    wanted = [f"{task}-{head}{by}" for head in _HEADS for by in ("", "-entry")]
+    if not (found := [name for name in wanted if name in pretrained_names()]):
+        raise ValueError(
+            f"There must be pretrained meta-weights for {task}, {' or '.join(wanted)}, but there are none. Name others "
+            f"by --weights."
+        )
+    return found
+
+
+def _labelled(sources: Sequence[str]) -> dict[str, MetaWeights]:
+    """Meta-weights by what they are called in tables; by their own names where that would be the same."""
+    labelled: dict[str, MetaWeights] = {}
+    for source in sources:
+        weights = load_weights(source)
+        label = ", ".join((_LABELS[weights.config.head], *_traits(weights.config)))
+        labelled[f"{label} ({Path(source).stem})" if label in labelled else label] = weights
+    return labelled
+
+
+def _traits(config: OptimizerConfig) -> list[str]:
+    """What tells an architecture from the paper's."""
+    tied = (config.head, config.coefficients) == ("unf", "tied")
+    return [name for name, present in (("tied", tied), ("by entry", config.scales_entries)) if present]

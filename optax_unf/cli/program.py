@@ -1,0 +1,62 @@
+"""The program `optax-unf`: arguments in, and messages out where something is wrong."""
+
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from optax_unf.cli import commands
+from optax_unf.cli.suite import run_suite
+
+_COMMANDS = {
+    "list": commands.list_weights,
+    "meta-train": commands.meta_train,
+    "evaluate": commands.evaluate,
+    "compare": commands.compare,
+    "suite": run_suite,
+    "plot": commands.plot,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command.
+
+    Args:
+      arguments: what stands after `optax-unf`; by default that of this process.
+
+    Raises:
+      SystemExit: with a message where arguments or files are wrong.
+
+    Example:
+      >>> main(["list", "--task", "mlp-digits"])  # doctest: +ELLIPSIS
+      name  fits  trained on ...
+      tasks
+      mlp-digits
+    """
+    try:
+        import tyro
+    except ModuleNotFoundError:
+        raise SystemExit(
+            "The command line needs tyro, which is not installed. Run: pip install 'optax-unf[cli]'."
+        ) from None
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            _COMMANDS,
+            prog="optax-unf",
+            description=__doc__,
+            args=arguments,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone),
+        )
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise SystemExit(f"optax-unf: {error.filename}: {error.strerror}") from error
+        if not _raised_here(error):
+            raise
+        raise SystemExit(f"optax-unf: {error}") from error
+
+
+def _raised_here(error: Exception) -> bool:
+    """Whether the package raised an error itself, and so says what to do; others keep their traceback."""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return Path(last.filename).is_relative_to(Path(__file__).parents[1])

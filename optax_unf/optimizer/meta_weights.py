@@ -1,0 +1,149 @@
+"""Meta-weights: the parameters of a learned optimizer."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Var, jaxpr_as_fun
+from jaxtyping import Array, Float, Int, PyTree
+
+from optax_unf.optimizer.features import ENTRY_CHANNELS, TIME_CHANNELS
+from optax_unf.optimizer.network import OptimizerConfig, UpdateNetwork
+from optax_unf.spec.axes import Name
+from optax_unf.spec.leaf import LeafSpec
+from optax_unf.spec.paths import show_path
+from optax_unf.spec.permutation_spec import PermutationSpec
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["theta"], meta_fields=["config", "spec"])
+@dataclasses.dataclass(frozen=True)
+class MetaWeights:
+    """The meta-weights of a learned optimizer: a pytree whose leaves are those of `theta`.
+
+    Attributes:
+      theta: `{"log_alpha": (), "logit_gamma_0": (), "beta": (), "network": {...}}`, all float32; `beta` and
+        `network` only where f is not zero, and `log_step_warmup: ()` only with a warm-up.
+      config: the architecture.
+      spec: the weight space that full coefficients belong to; `None` where the weights fit any.
+    """
+
+    theta: PyTree[Float[Array, "..."]]
+    config: OptimizerConfig
+    spec: PermutationSpec | None
+
+    @property
+    def alpha(self) -> Float[Array, ""]:
+        """The step size."""
+        return jnp.exp(self.theta["log_alpha"])
+
+    @property
+    def gamma_0(self) -> Float[Array, ""]:
+        """The decay of the nominal momentum."""
+        return jax.nn.sigmoid(self.theta["logit_gamma_0"])
+
+    def warmup(self, count: Int[Array, ""]) -> Float[Array, ""]:
+        """What the step after `count` others is multiplied by: 1 unless the architecture has a warm-up."""
+        if not self.config.step_warmup:
+            return jnp.float32(1.0)
+        return -jnp.expm1(-(1.0 + jnp.asarray(count, jnp.float32)) / jnp.exp(self.theta["log_step_warmup"]))
+
+
+def init_weights(config: OptimizerConfig, spec: PermutationSpec, key: Array) -> MetaWeights:
+    """Meta-weights before any meta-training.
+
+    Args:
+      config: the architecture.
+      spec: the weight space. Tied coefficients take from it which roles there are, and nothing else.
+      key: a PRNG key.
+
+    Raises:
+      TypeError: `spec` is no `PermutationSpec`.
+    """
+    if not isinstance(spec, PermutationSpec):
+        raise TypeError(
+            f"The weight space must be a PermutationSpec, but is of type {type(spec).__name__}. "
+            f"make_spec(names, params), infer_spec and Inferred(...).of(params) make one."
+        )
+    theta: dict[str, PyTree] = {
+        "log_alpha": jnp.log(jnp.float32(config.alpha)),
+        "logit_gamma_0": jax.scipy.special.logit(jnp.float32(config.gamma_0)),
+    }
+    if config.step_warmup:
+        theta["log_step_warmup"] = jnp.log(jnp.float32(config.step_warmup))
+    if config.head != "none":
+        features = [jax.ShapeDtypeStruct((ENTRY_CHANNELS, *leaf.shape), jnp.float32) for leaf in spec.leaves]
+        time = jax.ShapeDtypeStruct((TIME_CHANNELS,), jnp.float32)
+        variables = _from_key(UpdateNetwork(config, spec).init, key, features, time)
+        theta |= {"beta": jnp.float32(config.beta), "network": variables.get("params", {})}
+    return MetaWeights(theta, config, spec if config.fits_one_space else None)
+
+
+def _from_key(init: Callable[..., PyTree], key: Array, *shapes: PyTree) -> PyTree:
+    """`init(key, *arrays)`, where shapes of the arrays are enough: features of a large model would not fit into memory.
+
+    Evaluated operation by operation, because those that draw numbers are shared; all in one program would be compiled
+    for each weight space.
+    """
+    closed, result = jax.make_jaxpr(init, return_shape=True)(key, *shapes)
+    needed, equations = set(closed.jaxpr.outvars), []
+    for equation in reversed(closed.jaxpr.eqns):
+        if needed.intersection(equation.outvars):
+            needed.update(x for x in equation.invars if isinstance(x, Var))
+            equations.insert(0, equation)
+    part = closed.jaxpr.replace(eqns=equations, invars=closed.jaxpr.invars[:1])
+    arrays = jaxpr_as_fun(ClosedJaxpr(part, closed.consts))(key)
+    return jax.tree.unflatten(jax.tree.structure(result), arrays)
+
+
+def check_fits(weights: MetaWeights, spec: PermutationSpec) -> None:
+    """Raises ValueError, with the first leaf that differs, if the weights belong to another weight space.
+
+    Names need not be equal, only which axes share one.
+    """
+    if weights.spec is None:
+        return
+    wanted, found = ({leaf.path: leaf for leaf in s.leaves} for s in (weights.spec, spec))
+    paths = tuple(dict.fromkeys([*wanted, *found]))
+    for differs in (_shapes_differ, _Renaming().differs):
+        for path in paths:
+            a, b = wanted.get(path), found.get(path)
+            if a is None or b is None or differs(a, b):
+                raise ValueError(
+                    f"These meta-weights have full coefficients, which fit only the weight space they were made for, "
+                    f"and this one differs at leaf {show_path(path)}: the weights want {_describe(a)}, the parameters "
+                    f"have {_describe(b)}. Use weights with tied coefficients or a Deep Sets head, which fit any "
+                    f"space, or meta-train for this one."
+                )
+
+
+def _shapes_differ(a: LeafSpec, b: LeafSpec) -> bool:
+    return a.shape != b.shape
+
+
+class _Renaming:
+    """A one-to-one renaming of axes, found leaf by leaf."""
+
+    def __init__(self) -> None:
+        self._there: dict[Name | None, Name | None] = {None: None}
+        self._back: dict[Name | None, Name | None] = {None: None}
+
+    def differs(self, a: LeafSpec, b: LeafSpec) -> bool:
+        return _cuts(a) != _cuts(b) or any(
+            self._there.setdefault(x, y) != y or self._back.setdefault(y, x) != x
+            for (x, _), (y, _) in zip(a.factors, b.factors, strict=True)
+        )
+
+
+def _cuts(leaf: LeafSpec) -> list[tuple[tuple[int, ...], ...]]:
+    """How the leaf is cut into blocks, and those into factors."""
+    return [(block.start, block.stop, block.shape) for block in leaf.blocks]
+
+
+def _describe(leaf: LeafSpec | None) -> str:
+    if leaf is None:
+        return "no such leaf"
+    # Only of products and concatenations does the shape not say all sizes.
+    sizes = "" if len(leaf.factors) == len(leaf.shape) else f" of sizes {leaf.factors}"
+    return f"shape {leaf.shape} with axes {leaf.axes}{sizes}"

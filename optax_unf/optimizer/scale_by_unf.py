@@ -1,0 +1,213 @@
+"""The direction of Eq. 31 as an optax transformation."""
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Int, PyTree
+
+from optax_unf._arguments import check_accumulator, check_block_entries, check_real, flatten_checked
+from optax_unf._dtypes import at_least_float32
+from optax_unf._sharding import replicated
+from optax_unf.infer import Inferred, Spec, resolved
+from optax_unf.nominal.orthogonal import scale_by_orthogonal
+from optax_unf.optimizer.features import DECAYS
+from optax_unf.optimizer.meta_weights import MetaWeights, check_fits
+from optax_unf.optimizer.network import OptimizerConfig
+from optax_unf.optimizer.step import next_count, step
+from optax_unf.optimizer.weight_files import load_weights
+from optax_unf.spec.paths import leaves_by_path, show_path
+from optax_unf.spec.permutation_spec import PermutationSpec
+from optax_unf.spec.restrict import restrict
+
+Weights: TypeAlias = MetaWeights | str | Path
+
+
+class ScaleByUNFState(NamedTuple):
+    """State of `scale_by_unf`.
+
+    Attributes:
+      count: number of updates so far, int32 [].
+      momenta: trees like the parameters, of the accumulator dtype: the momentum at gamma_0, unless the nominal term
+        holds its own, then, unless f = 0, those at 0.1, 0.5, 0.9, 0.99, 0.999 and 0.9999. With normalization
+        `"entry"` of gradients that `squares` has scaled.
+      squares: a tree like the parameters, at least float32: the mean square of each gradient over time, if the weights'
+        normalization is `"entry"`; else None.
+      nominal: the `ScaleByOrthogonalState` of an orthogonalized nominal term; else None.
+    """
+
+    count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride] (optax names it so)
+    momenta: tuple[PyTree, ...]
+    squares: PyTree = None
+    nominal: Any = None
+
+
+def scale_by_unf(
+    weights: Weights,
+    *,
+    spec: Spec = None,
+    accumulator_dtype: DTypeLike | None = None,
+    block_entries: int | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Replaces gradients by the direction of a learned optimizer.
+
+    The direction is that of Eq. 31 of Zhou, Finn & Harrison 2024,
+
+    $$ m_t^{\gamma_0} + \beta f(W_t, \nabla_t, \{m_t^{\gamma_i}\}_i, t), \quad
+       m_t^{\gamma} = \gamma m_{t-1}^{\gamma} + (1 - \gamma) \nabla_t, $$
+
+    without the step size alpha and its sign: see `unf`. The first term is the nominal one; weights may have
+    orthogonalized momentum in its place (`OptimizerConfig.nominal`). Weights with a warm-up
+    (`OptimizerConfig.step_warmup`) multiply it by 1 - exp(-t / tau), t being the number of the update. It is a pure
+    function of the weights, so that `jax.vmap` and `jax.grad` over them work. Features are computed in float32, or in
+    float64 where a parameter is. Outside of `jax.jit` too, the sum is one compiled program.
+
+    A gradient that is not finite makes the update not finite, and enters the momenta: wrap the optimizer in
+    `optax.apply_if_finite`, which then drops the step and keeps the old state.
+
+    Args:
+      weights: a name of `optax_unf.list_pretrained()`, a path, or meta-weights.
+      spec: a `PermutationSpec`, the nested tuples of names that `make_spec` takes, or `Inferred(loss, *args)`, which
+        infers it from a function. By default the weights' own
+        where they belong to one weight space, else a name of its own for every axis. A spec of a whole model also
+        serves for a part of it, such as `optax.masked` and `optax.partition` pass on, and for the halves of complex
+        leaves, under `optax.contrib.split_real_and_imaginary`.
+      accumulator_dtype: of the momenta. By default that of the parameter, but at least float32: an average at decay
+        0.9999 does not move in bfloat16. Mean squares stay at least float32. Give it as a string, `"bfloat16"`, where
+        `optax.inject_hyperparams` would take a type for a schedule.
+      block_entries: large leaves are evaluated in blocks of about so many entries, whose hidden features are all that
+        is held of them; 0 evaluates every leaf whole. By default it depends on the device (`optimizer.evaluate`),
+        and 0 where there are several devices. A static argument for `optax.inject_hyperparams`.
+
+    Returns:
+      A transformation whose `update` requires `params`.
+
+    Raises:
+      ValueError: `params` is missing; the trees or the spec do not match; the state is that of weights with another
+        normalization; full-coefficient weights are used for
+        another weight space than theirs, or for a part of it.
+      TypeError: a parameter or gradient is not real floating-point, or `accumulator_dtype` is not; `block_entries` is
+        not a natural number; the state is that of another transformation.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, optax_unf
+      >>> tx = optax.chain(optax_unf.scale_by_unf("mlp-fashion-mnist-deepsets"), optax.scale(-0.1))
+      >>> params = {"w": jnp.ones((3, 2))}
+      >>> state = tx.init(params)
+      >>> updates, state = tx.update({"w": jnp.ones((3, 2))}, state, params)
+      >>> updates["w"].shape
+      (3, 2)
+    """
+    if not isinstance(weights, MetaWeights):
+        weights = load_weights(weights)
+
+    check_accumulator(accumulator_dtype)
+    check_block_entries(block_entries)
+    zero = functools.partial(_zero_momentum, dtype=accumulator_dtype)
+    # In a narrower type squares would overflow, and their average at decay 0.999 stand still.
+    squares_dtype = None if accumulator_dtype is None else at_least_float32(accumulator_dtype)
+    zero_square = functools.partial(_zero_momentum, dtype=squares_dtype)
+    nominal = None if weights.config.nominal == "momentum" else scale_by_orthogonal(spec, momentum=weights.gamma_0)
+
+    def init(params: optax.Params) -> ScaleByUNFState:
+        check_real(params, "parameter")
+        return ScaleByUNFState(
+            count=replicated(jnp.zeros([], jnp.int32), params),
+            momenta=tuple(jax.tree.map(zero, params) for _ in range(_number_of_momenta(weights.config))),
+            squares=jax.tree.map(zero_square, params) if weights.config.scales_entries else None,
+            nominal=None if nominal is None else nominal.init(params),
+        )
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: Any
+    ) -> tuple[optax.Updates, ScaleByUNFState]:
+        del extra  # every optax transformation accepts what others in its chain need
+        state = _checked_state(state, weights.config)
+        if params is None:
+            raise ValueError(
+                "The learned optimizer looks at the parameters, but update was called without them. Call "
+                "update(gradients, state, params)."
+            )
+        check_real(params, "parameter")
+        check_real(updates, "gradient")
+        space = _weight_space(weights, spec, params)
+        if not space.leaves:
+            return updates, state._replace(count=next_count(state.count))
+        steps, nominal_state = (None, None) if nominal is None else nominal.update(updates, state.nominal, params)
+        direction, momenta, squares, count = step(
+            space.flatten(params, "parameters"),
+            [flatten_checked(space, tree, "momenta") for tree in state.momenta],
+            None if state.squares is None else flatten_checked(space, state.squares, "squares"),
+            state.count,
+            grads=flatten_checked(space, updates, "gradients"),
+            nominal=None if steps is None else space.flatten(steps, "gradients"),
+            weights=weights,
+            space=space,
+            block_entries=block_entries,
+        )
+        return space.unflatten(direction, like=updates), ScaleByUNFState(
+            count,
+            tuple(space.unflatten(m, like=tree) for m, tree in zip(momenta, state.momenta, strict=True)),
+            None if squares is None else space.unflatten(squares, like=state.squares),
+            nominal_state,
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _weight_space(weights: MetaWeights, spec: Spec, params: PyTree) -> PermutationSpec:
+    if spec is None and weights.spec is not None:
+        # Names do not matter for the comparison of leaves, so the weights' own axes may stand for the parameters'.
+        shapes = {path: jnp.shape(x) for path, x in leaves_by_path(params).items()}
+        if shapes == {leaf.path: leaf.shape for leaf in weights.spec.leaves}:
+            return weights.spec
+    space = resolved(spec if isinstance(spec, Inferred) else restrict(spec, params), params)
+    if not space.leaves:
+        if paths := leaves_by_path(params):
+            raise ValueError(
+                f"The permutation spec must have the parameters, but has none of {', '.join(map(show_path, paths))}. "
+                f"It is the spec of other parameters, or these have been joined into one vector, as optax.flatten does."
+            )
+        return space
+    check_fits(weights, space)
+    flatten_checked(space, params, "parameters")
+    return space
+
+
+def _checked_state(state: optax.OptState, config: OptimizerConfig) -> ScaleByUNFState:
+    if not isinstance(state, ScaleByUNFState):
+        raise TypeError(
+            f"The state must be the ScaleByUNFState that init of this transformation returns, but is a "
+            f"{type(state).__name__}. Give update the state of the same optimizer; one that was restored as plain "
+            f"containers must be restored into the structure of optimizer.init(params)."
+        )
+    wanted = _number_of_momenta(config)
+    if len(state.momenta) != wanted:
+        raise ValueError(
+            f"The state must hold {wanted} trees of momenta, but holds {len(state.momenta)}. Call init with these "
+            f"weights."
+        )
+    if (state.squares is not None) != config.scales_entries:
+        raise ValueError(
+            f"The state {'lacks' if state.squares is None else 'has'} mean squares of the gradients, and is not "
+            f"that of weights with normalization={config.normalization!r}. Call init with these weights."
+        )
+    if (state.nominal is not None) != (config.nominal == "orthogonalized"):
+        raise ValueError(
+            f"The state {'lacks' if state.nominal is None else 'has'} the momentum of an orthogonalized nominal term, "
+            f"and is not that of weights with nominal={config.nominal!r}. Call init with these weights."
+        )
+    return state
+
+
+def _number_of_momenta(config: OptimizerConfig) -> int:
+    return (config.nominal == "momentum") + (len(DECAYS) if config.head != "none" else 0)
+
+
+def _zero_momentum(x: Array, dtype: DTypeLike | None) -> Array:
+    # zeros_like keeps the sharding.
+    return jnp.zeros_like(x, dtype or at_least_float32(jnp.result_type(x)))

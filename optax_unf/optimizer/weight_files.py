@@ -1,0 +1,232 @@
+"""Meta-weights on disk: safetensors files, with a card of JSON beside each."""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from optax_unf._files import replaced, write_text
+from optax_unf.optimizer.meta_weights import MetaWeights, init_weights
+from optax_unf.optimizer.network import OptimizerConfig
+from optax_unf.spec.axes import Axis, Concat, Fixed
+from optax_unf.spec.leaf import LeafSpec
+from optax_unf.spec.make_spec import make_spec
+from optax_unf.spec.paths import leaves_by_path
+from optax_unf.spec.permutation_spec import PermutationSpec
+
+_FORMAT = "optax_unf meta-weights 1"
+# Where there is a matrix for each role that leaves of the weight space have.
+_BY_ROLE = ("network/head/all ", "network/head/own ")
+# What safetensors gives back as numpy arrays, of all that it writes.
+_DTYPES = (
+    *("float64", "float32", "float16", "bfloat16", "complex64", "bool"),
+    *("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8"),
+)
+
+
+def pretrained_names() -> tuple[str, ...]:
+    """Names of the meta-weights that come with the package."""
+    return tuple(sorted(path.stem for path in _pretrained_folder().glob("*.safetensors")))
+
+
+def load_weights(name_or_path: str | Path) -> MetaWeights:
+    """Meta-weights from the package or from a file.
+
+    Args:
+      name_or_path: a name of `list_pretrained()`, or the path of a file that `save_weights` wrote.
+
+    Raises:
+      FileNotFoundError: there is neither such a name nor such a file.
+      TypeError: it is neither a name nor a path.
+      ValueError: the file is damaged, or no file of meta-weights. Nothing in it is ever executed.
+
+    Example:
+      >>> load_weights("mlp-fashion-mnist-sgdm").config.head
+      'none'
+    """
+    path = _resolve(name_or_path)
+    config, spec, arrays = _read(path, path.stat().st_mtime_ns)
+    return MetaWeights(jax.tree.map(jnp.asarray, _nested(arrays)), config, spec)
+
+
+# An injected hyperparameter makes the optimizer anew at each step, and with it asks for the weights.
+@functools.lru_cache(maxsize=8)
+def _read(path: Path, modified: int) -> tuple[OptimizerConfig, PermutationSpec | None, dict[str, np.ndarray]]:
+    del modified  # only part of the cache's key
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} must be a safetensors file, but is damaged or something else: {error}.") from error
+    if metadata.get("format") != _FORMAT:
+        raise ValueError(
+            f"{path} must hold meta-weights in the format {_FORMAT!r}, but its metadata has the format "
+            f"{metadata.get('format')!r}. Only files that optax_unf.save_weights wrote can be loaded."
+        )
+    try:
+        config, spec = _config_from_json(metadata["config"]), _spec_from_json(metadata["spec"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} must describe an architecture and a weight space as optax_unf.save_weights does, but does not: "
+            f"{error}"
+        ) from error
+    _check_arrays(path, config, spec, arrays)
+    return config, spec, arrays
+
+
+def _nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    theta: dict[str, Any] = {}
+    for name, array in arrays.items():
+        *folders, last = name.split("/")
+        node = theta
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[last] = array
+    return theta
+
+
+def save_weights(path: str | Path, weights: MetaWeights, *, card: Mapping[str, Any] | None = None) -> None:
+    """Writes meta-weights to a safetensors file.
+
+    Args:
+      path: the file, by custom `<task>-<architecture>.safetensors`. It is written under a temporary name and renamed.
+      weights: the meta-weights.
+      card: what they are and how they were made; written beside the file as `<name>.json`.
+
+    Raises:
+      TypeError: an array has a type that cannot be read back, or the card is no JSON.
+    """
+    path = Path(path)
+    card_text = None if card is None else json.dumps(card, indent=1) + "\n"
+    metadata = {
+        "format": _FORMAT,
+        "config": json.dumps(dataclasses.asdict(weights.config)),
+        "spec": json.dumps(weights.spec and [dataclasses.asdict(leaf) for leaf in weights.spec.leaves]),
+    }
+    arrays = {path: _writable(path, x) for path, x in leaves_by_path(weights.theta).items()}
+    with replaced(path) as temporary:
+        temporary.write_bytes(safetensors.numpy.save(arrays, metadata))
+    if card_text is not None:
+        write_text(path.with_suffix(".json"), card_text)
+
+
+def _writable(path: str, x: Any) -> np.ndarray:
+    """The array as safetensors has to get it."""
+    # It writes memory as it lies, whatever the strides.
+    array = np.asarray(x, order="C")
+    if array.dtype.newbyteorder("=").name not in _DTYPES:
+        raise TypeError(
+            f"Meta-weights must have one of the types {', '.join(_DTYPES)} to be saved, but {path} is {array.dtype}. "
+            f"Convert it to float32."
+        )
+    return array
+
+
+def load_card(name_or_path: str | Path) -> dict[str, Any]:
+    """The card of meta-weights: task, settings, evaluation curve, and the command that makes them again.
+
+    Raises:
+      FileNotFoundError: there are no such weights, or they have no card.
+
+    Example:
+      >>> load_card("mlp-fashion-mnist-sgdm")["task"]
+      'mlp-fashion-mnist'
+    """
+    return json.loads(_resolve(name_or_path).with_suffix(".json").read_text(encoding="utf-8"))
+
+
+def _resolve(name_or_path: str | Path) -> Path:
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise TypeError(
+            f"Meta-weights must be MetaWeights, a path, or one of {', '.join(pretrained_names())}, but are of type "
+            f"{type(name_or_path).__name__}. init_weights and load_weights make MetaWeights. A learning rate is not "
+            f"needed: unf(total_steps=...) finds its step size, and factor=0.5 would halve it."
+        )
+    if str(name_or_path) in pretrained_names():
+        return _pretrained_folder() / f"{name_or_path}.safetensors"
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Meta-weights must be a file or one of {', '.join(pretrained_names())}, but {str(name_or_path)!r} is not."
+        )
+    return path
+
+
+def _pretrained_folder() -> Path:
+    # In a wheel the folder is inside the package; in a checkout it is beside it.
+    package = Path(__file__).parents[1]
+    inside = package / "_pretrained"
+    return inside if inside.is_dir() else package.parent / "pretrained"
+
+
+def _config_from_json(text: str) -> OptimizerConfig:
+    settings, known = json.loads(text), [field.name for field in dataclasses.fields(OptimizerConfig)]
+    if unknown := sorted(set(settings) - set(known)):
+        raise ValueError(
+            f"an architecture has the settings {', '.join(known)}, and not {', '.join(unknown)}. If a later version of "
+            f"optax_unf wrote the file, install that."
+        )
+    return OptimizerConfig(**settings)
+
+
+def _spec_from_json(text: str) -> PermutationSpec | None:
+    leaves = json.loads(text)
+    if leaves is None:
+        return None
+    return PermutationSpec(
+        tuple(
+            LeafSpec(
+                leaf["path"],
+                tuple(leaf["shape"]),
+                tuple(map(_axis_from_json, leaf["axes"])),
+                tuple((name, size) for name, size in leaf["factors"]),
+            )
+            for leaf in leaves
+        )
+    )
+
+
+def _axis_from_json(axis: Any) -> Axis:
+    # Dataclasses are objects of their fields, as `dataclasses.asdict` has them.
+    if isinstance(axis, dict):
+        return Fixed(axis["size"]) if "size" in axis else Concat(*map(_axis_from_json, axis["parts"]))  # type: ignore[arg-type]
+    return tuple(map(_axis_from_json, axis)) if isinstance(axis, list) else axis  # type: ignore[return-value]
+
+
+def _check_arrays(
+    path: Path, config: OptimizerConfig, spec: PermutationSpec | None, arrays: Mapping[str, np.ndarray]
+) -> None:
+    if spec is None and config.fits_one_space:
+        raise ValueError(
+            f"{path} must hold a weight space, since weights with head={config.head!r} and coefficients="
+            f"{config.coefficients!r} fit only one, but holds none."
+        )
+    # Weights for any space have arrays that do not depend on it, except for matrices of tied coefficients.
+    space = make_spec((), jnp.zeros(())) if spec is None else spec
+    init = jax.eval_shape(lambda key: init_weights(config, space, key), jax.random.key(0))
+    wanted = {name: x.shape for name, x in leaves_by_path(init.theta).items()}
+    if spec is None and config.head == "unf":
+        wanted = {name: shape for name, shape in wanted.items() if not name.startswith(_BY_ROLE)}
+        wanted |= {name: (config.hidden_channels, 1) for name in arrays if name.startswith(_BY_ROLE)}
+
+    found = {name: x.shape for name, x in arrays.items()}
+    for name in dict.fromkeys([*wanted, *found]):
+        # numpy makes arrays of one number from scalars, as `np.asfortranarray` does.
+        if (found.get(name) or (1,)) != (wanted.get(name) or (1,)) or (name in found) != (name in wanted):
+            raise ValueError(
+                f"{path} must hold {_array(name, wanted)}, as its architecture says, but holds {_array(name, found)}."
+            )
+
+
+def _array(name: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return f"theta {name!r} of shape {shapes[name]}" if name in shapes else f"no theta {name!r}"

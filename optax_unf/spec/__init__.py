@@ -1,0 +1,1 @@
+"""What may be permuted: axes, leaves, and the permutation spec of a whole tree."""
