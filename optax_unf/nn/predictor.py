@@ -14,7 +14,7 @@ from optax_unf.nn.pool import InvariantPool
 from optax_unf.nn.sequential import nf_relu
 from optax_unf.nn.stacked import Stacked
 from optax_unf.nn.unf import UNF
-from optax_unf.spec import PermutationSpec
+from optax_unf.spec.permutation_spec import PermutationSpec
 
 Layer: TypeAlias = Literal["unf", "unf-tied", "deepsets"]
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from optax_unf.paths import leaves_by_path, show_path
+from optax_unf.spec.paths import leaves_by_path, show_path
 
 Stacked = PyTree[Float[Array, "models ..."]]
 

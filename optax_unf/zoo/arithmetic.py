@@ -43,15 +43,15 @@ def make_questions(largest: int, held_out: int, *, seed: int = 0) -> tuple[Quest
       >>> train.asked.shape, test.answers.shape
       ((350, 6), (50, 3))
       >>> show(train.asked[0]), show(train.answers[0])
-      ('.2+13=', '15.')
+      ('12+10=', '22.')
     """
     if not 0 <= largest < 10**9:
         raise ValueError(f"The largest operand must be between 0 and 999,999,999, but is {largest}.")
     count = (largest + 1) ** 2
     if not 0 < held_out < count:
         raise ValueError(
-            f"The questions held out must be between 1 and {count - 1}, as there are {count} questions with operands up "
-            f"to {largest}, but are {held_out}."
+            f"The questions held out must be between 1 and {count - 1}, as there are {count} with operands up to "
+            f"{largest}, but are {held_out}."
         )
     random = np.random.default_rng(seed)
     if count <= _MOST_QUESTIONS:

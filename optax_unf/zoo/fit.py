@@ -1,6 +1,7 @@
 """Training of a predictor, with early stopping."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -40,7 +41,7 @@ class Fitted:
 
     Attributes:
       predict: predicted rates in [0, 1] for inputs.
-      variables: of its module.
+      variables: of its module, for `predict`; nothing for trees.
       validation: the loss after each epoch.
       parameters: how many numbers were trained.
       seconds: how long that took, compilation excluded.
@@ -58,7 +59,7 @@ def fit(
     train: tuple[Inputs, Float[np.ndarray, " models"]],
     validation: tuple[Inputs, Float[np.ndarray, " models"]],
     key: Array,
-    config: FitConfig = FitConfig(),  # noqa: B008 (frozen)
+    config: FitConfig = FitConfig(),
 ) -> Fitted:
     """Trains a module by binary cross-entropy on rates.
 
@@ -85,19 +86,9 @@ def fit(
         updates, state = optimizer.update(jax.grad(loss)(params, rows, key), state, params)
         return optax.apply_updates(params, updates), state
 
-    @jax.jit
-    def logits_of(params: PyTree, some: Inputs) -> Float[Array, " models"]:
-        return module.apply({**constant, "params": params}, some)[:, 0]  # type: ignore[index]
-
-    def all_logits(params: PyTree, given: Inputs) -> Float[np.ndarray, " models"]:
-        count = len(jax.tree.leaves(given)[0])
-        # Always as many models, so that it is compiled once.
-        chosen = [np.minimum(np.arange(first, first + _CHUNK), count - 1) for first in range(0, count, _CHUNK)]
-        return np.concatenate([np.asarray(logits_of(params, _some(given, rows))) for rows in chosen])[:count]
-
     def validation_loss(params: PyTree) -> float:
-        losses = optax.sigmoid_binary_cross_entropy(all_logits(params, validation[0]), jnp.asarray(validation[1]))
-        return float(jnp.mean(losses))
+        found = logits(module, {**constant, "params": params}, validation[0])
+        return float(jnp.mean(optax.sigmoid_binary_cross_entropy(found, jnp.asarray(validation[1]))))
 
     carry = variables["params"], optimizer.init(variables["params"])
     steps = len(rates) // config.batch_size
@@ -112,13 +103,32 @@ def fit(
         if curve[-1] == min(curve):
             best = jax.device_get(carry[0])
     seconds = time.perf_counter() - start
+    trained = {**constant, "params": best}
     return Fitted(
-        predict=lambda given: np.asarray(jax.nn.sigmoid(all_logits(best, given))),
-        variables={**constant, "params": best},
+        predict=lambda given: predict(module, trained, given),
+        variables=trained,
         validation=tuple(curve),
         parameters=sum(x.size for x in jax.tree.leaves(best)),
         seconds=seconds,
     )
+
+
+def predict(module: nn.Module, variables: PyTree, inputs: Inputs) -> Float[np.ndarray, " models"]:
+    """Rates in [0, 1] that a module predicts."""
+    return np.asarray(jax.nn.sigmoid(logits(module, variables, inputs)))
+
+
+def logits(module: nn.Module, variables: PyTree, inputs: Inputs) -> Float[np.ndarray, " models"]:
+    """The outputs of a module for any number of models."""
+    count = len(jax.tree.leaves(inputs)[0])
+    # Always as many at a time, so that it is compiled once.
+    chosen = [np.minimum(np.arange(first, first + _CHUNK), count - 1) for first in range(0, count, _CHUNK)]
+    return np.concatenate([np.asarray(_apply(module, variables, _some(inputs, rows))) for rows in chosen])[:count]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(module: nn.Module, variables: PyTree, inputs: Inputs) -> Float[Array, " models"]:
+    return module.apply(variables, inputs)[:, 0]  # type: ignore[index]
 
 
 def _some(inputs: Inputs, rows: Any) -> Inputs:

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_unf.paths import leaves_by_path
-from optax_unf.replaced import write_text
+from optax_unf._files import write_text
+from optax_unf.spec.paths import leaves_by_path
 from optax_unf.zoo.config import ZooConfig
 from optax_unf.zoo.shards import Arrays, Shards
 from optax_unf.zoo.training import Settings, Trained, Trainer, draw_settings

@@ -12,9 +12,9 @@ import safetensors
 import safetensors.numpy
 from jaxtyping import DTypeLike, Float, Int
 
+from optax_unf._files import replaced, write_text
 from optax_unf.nn.stacked import Stacked, check_finite
-from optax_unf.paths import leaves_by_path, show_path
-from optax_unf.replaced import replaced, write_text
+from optax_unf.spec.paths import leaves_by_path, show_path
 from optax_unf.zoo.config import ZooConfig
 from optax_unf.zoo.make import WEIGHTS
 from optax_unf.zoo.seq2seq import Seq2Seq
@@ -95,7 +95,9 @@ def gather(config: ZooConfig, shards: Shards, numbers: tuple[int, ...] | None = 
     return _zoo(config, {name: x[is_finite] for name, x in arrays.items()})
 
 
-def save_zoo(path: str | Path, zoo: Zoo, *, card: Mapping[str, Any] | None = None, dtype: DTypeLike = "float32") -> None:
+def save_zoo(
+    path: str | Path, zoo: Zoo, *, card: Mapping[str, Any] | None = None, dtype: DTypeLike = "float32"
+) -> None:
     """Writes a zoo to a safetensors file.
 
     Args:

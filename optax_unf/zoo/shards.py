@@ -8,7 +8,7 @@ import safetensors
 import safetensors.numpy
 from jaxtyping import Shaped
 
-from optax_unf.replaced import replaced
+from optax_unf._files import replaced
 
 Arrays = Mapping[str, Shaped[np.ndarray, "models ..."]]
 
@@ -49,8 +49,8 @@ class Shards:
             return safetensors.numpy.load_file(self._path(number))
         except safetensors.SafetensorError as error:
             raise ValueError(
-                f"{self._path(number)} must be a shard of a zoo, but is damaged: {error}. Delete it to train its models "
-                f"again."
+                f"{self._path(number)} must be a shard of a zoo, but is damaged: {error}. Delete it, and its models are "
+                f"trained again."
             ) from error
 
     def _path(self, number: int) -> Path:

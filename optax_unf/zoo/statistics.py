@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from optax_unf.nn.predictor import MLP
 from optax_unf.nn.stacked import Stacked
-from optax_unf.paths import leaves_by_path
+from optax_unf.spec.paths import leaves_by_path
 
 _PERCENTILES = (0, 25, 50, 75, 100)
 
