@@ -84,9 +84,7 @@ def load_predictor(path: str | Path) -> tuple[InvariantPredictor, PyTree]:
 
 def _variables(path: str | Path, predictor: InvariantPredictor, arrays: dict[str, np.ndarray]) -> PyTree:
     """The arrays as variables, checked against those that the module makes."""
-    stacked: dict[str, Any] = {
-        leaf.path: jax.ShapeDtypeStruct((1, *leaf.shape), jnp.float32) for leaf in predictor.spec.leaves
-    }
+    one = {leaf.path: jax.ShapeDtypeStruct((1, *leaf.shape), jnp.float32) for leaf in predictor.spec.leaves}
     wanted = jax.eval_shape(predictor.init, jax.random.key(0), one)
     shapes = {name: x.shape for name, x in leaves_by_path(wanted).items()}
     found = {name: x.shape for name, x in arrays.items()}

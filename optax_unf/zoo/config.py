@@ -17,18 +17,18 @@ class ZooConfig:
     A shard of models has one batch size and one number of steps, taken in turn, so that no work is done for nothing.
 
     Attributes:
-      hidden: hidden units of encoder and decoder.
-      cell: the kind of cell of both.
-      largest: the largest operand of a sum.
-      held_out: how many questions are held out.
+      hidden: Hidden units of encoder and decoder.
+      cell: The kind of cell of both.
+      largest: The largest operand of a sum.
+      held_out: How many questions are held out.
       learning_rate: Adam's, log-uniform in this range.
-      batch_sizes: questions a step.
-      steps: how long models are trained.
-      init_scale: factor of the kernels at initialization, log-uniform in this range.
-      weight_decay: decoupled, as in AdamW, log-uniform in this range; `(0, 0)` for none.
-      seed: of the initial weights, batches and settings. The questions held out are the same for every seed.
-      shard: how many models are trained and written together.
-      lanes: how many of them one program trains at once.
+      batch_sizes: Questions a step.
+      steps: How long models are trained.
+      init_scale: Factor of the kernels at initialization, log-uniform in this range.
+      weight_decay: Decoupled, as in AdamW, log-uniform in this range; 0 0 for none.
+      seed: Of the initial weights, batches and settings. The questions held out are the same for every seed.
+      shard: How many models are trained and written together.
+      lanes: How many of them one program trains at once.
 
     Raises:
       ValueError: a setting is out of range.

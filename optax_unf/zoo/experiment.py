@@ -99,20 +99,9 @@ def run(
                     chosen = tests[key] or test
                     predicted = predict(chosen)
                     found = score(predicted, chosen.success_rate)
-                    keep = seed == min(seeds) and size == max(sizes)
-                    pairs = (
-                        np.round(np.stack([predicted, chosen.success_rate], axis=1), 4) if keep else np.zeros((0, 2))
-                    )
-                    yield Result(
-                        name,
-                        size,
-                        seed,
-                        key,
-                        *found,
-                        fitted.parameters,
-                        fitted.seconds,
-                        tuple(map(tuple, pairs.tolist())),
-                    )
+                    is_shown = seed == min(seeds) and size == max(sizes)
+                    pairs = zip(predicted.tolist(), chosen.success_rate.tolist(), strict=True) if is_shown else ()
+                    yield Result(name, size, seed, key, *found, fitted.parameters, fitted.seconds, tuple(pairs))
                 jax.clear_caches()
 
 

@@ -49,8 +49,8 @@ class Shards:
             return safetensors.numpy.load_file(self._path(number))
         except safetensors.SafetensorError as error:
             raise ValueError(
-                f"{self._path(number)} must be a shard of a zoo, but is damaged: {error}. Delete it, and its models are "
-                f"trained again."
+                f"{self._path(number)} must be a shard of a zoo, but is damaged: {error}. Delete it, and its models "
+                f"are trained again."
             ) from error
 
     def _path(self, number: int) -> Path:
