@@ -61,6 +61,10 @@ class InvariantPredictor(nn.Module):
     width: int = 512
     hidden_layers: int = 2
     dropout: float = 0.0
+    moments: int = 1
+    skip: bool = False
+    every: bool = False
+    standard: bool = False
 
     @nn.compact
     def __call__(self, stacked: Stacked) -> Float[Array, "models outputs"]:
@@ -71,10 +75,21 @@ class InvariantPredictor(nn.Module):
         """
         # Channels, then models: so a layer's product is one for all models, without transposing any.
         x = jax.tree.map(lambda leaf: leaf[None], self._normalized(stacked))
+        pooled = [self._pooled(x)] if self.skip else []
         for _ in range(self.depth):
             x = nf_relu(self._layer()(x))
-        pooled = _over_models(InvariantPool)(self.spec, channel_axis=0)(x)
-        return MLP(self.width, self.hidden_layers, self.outputs, self.dropout)(pooled.T)
+            if self.every: pooled.append(self._pooled(x))
+        if not self.every: pooled.append(self._pooled(x))
+        pooled = jnp.concatenate(pooled, 1)
+        if self.standard:
+            mean = self.variable("normalization", "pooled_mean", lambda: jnp.mean(pooled, 0)).value
+            std = self.variable("normalization", "pooled_std", lambda: jnp.std(pooled, 0)).value
+            pooled = (pooled - mean) / (std + 1e-6 + 0.01*jnp.abs(mean))
+        return MLP(self.width, self.hidden_layers, self.outputs, self.dropout)(pooled)
+
+    def _pooled(self, x):
+        y = [_over_models(InvariantPool)(self.spec, channel_axis=0)(jax.tree.map(lambda leaf: leaf**k, x)) for k in range(1, self.moments + 1)]
+        return jnp.concatenate(y).T
 
     def _layer(self) -> Callable[[Features], Features]:
         if self.layer == "deepsets":

@@ -93,6 +93,7 @@ def fit(
     carry = variables["params"], optimizer.init(variables["params"])
     steps = len(rates) // config.batch_size
     program = jax.jit(step, donate_argnums=0).lower(carry, jnp.arange(config.batch_size), key).compile()
+    validation_loss(carry[0])
     best, curve, start = jax.device_get(carry[0]), [], time.perf_counter()
     for epoch in range(config.epochs):
         epoch_key = jax.random.fold_in(key, epoch)
