@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from optax_unf._files import write_text
+from optax_unf.cli.suite import keep_compiled
 from optax_unf.meta.card import provenance
 from optax_unf.zoo.card import make_card
 from optax_unf.zoo.config import ZooConfig
@@ -65,6 +66,7 @@ def train_predictors(
       seeds: Of splits and training.
       test_on: Files of further zoos, to test on what was trained on most models.
     """
+    keep_compiled()
     population = load_zoo(zoo)
     others = {path.stem: load_zoo(path) for path in test_on}
     most = len(population) - 2 * (len(population) // 10)

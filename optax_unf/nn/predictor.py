@@ -16,6 +16,9 @@ from optax_unf.nn.stacked import Stacked
 from optax_unf.nn.unf import UNF
 from optax_unf.spec.permutation_spec import PermutationSpec
 
+# A pooled number that varies by less than this share of itself is not blown up to unit variance.
+_LEAST_VARIATION, _TINY = 0.01, 1e-6
+
 Layer: TypeAlias = Literal["unf", "unf-tied", "deepsets"]
 
 
@@ -23,8 +26,9 @@ class InvariantPredictor(nn.Module):
     """Predicts properties of networks from their weights, whatever the order of their neurons.
 
     Normalized weights go through equivariant layers with ReLU, an invariant pool, and a multilayer perceptron (Zhou,
-    Finn & Harrison 2024, arXiv:2402.05232, Section 4.1). Each leaf is normalized by its mean and standard deviation
-    over the models that `init` gets, the collection `normalization` of the variables: give it the training models.
+    Finn & Harrison 2024, arXiv:2402.05232, Section 4.1). The pool takes means and mean squares, of the weights as well
+    as of the last layer. Leaves and pooled numbers are normalized by their mean and standard deviation over the models
+    that `init` gets, the collection `normalization` of the variables: give it the training models.
 
     Attributes:
       spec: the permutation spec of one network.
@@ -61,10 +65,6 @@ class InvariantPredictor(nn.Module):
     width: int = 512
     hidden_layers: int = 2
     dropout: float = 0.0
-    moments: int = 1
-    skip: bool = False
-    every: bool = False
-    standard: bool = False
 
     @nn.compact
     def __call__(self, stacked: Stacked) -> Float[Array, "models outputs"]:
@@ -74,22 +74,23 @@ class InvariantPredictor(nn.Module):
           stacked: the networks' parameters, `[models, *shape]`; see `optax_unf.nn.stack_models`.
         """
         # Channels, then models: so a layer's product is one for all models, without transposing any.
-        x = jax.tree.map(lambda leaf: leaf[None], self._normalized(stacked))
-        pooled = [self._pooled(x)] if self.skip else []
+        weights = x = jax.tree.map(lambda leaf: leaf[None], self._normalized(stacked))
         for _ in range(self.depth):
             x = nf_relu(self._layer()(x))
-            if self.every: pooled.append(self._pooled(x))
-        if not self.every: pooled.append(self._pooled(x))
-        pooled = jnp.concatenate(pooled, 1)
-        if self.standard:
-            mean = self.variable("normalization", "pooled_mean", lambda: jnp.mean(pooled, 0)).value
-            std = self.variable("normalization", "pooled_std", lambda: jnp.std(pooled, 0)).value
-            pooled = (pooled - mean) / (std + 1e-6 + 0.01*jnp.abs(mean))
-        return MLP(self.width, self.hidden_layers, self.outputs, self.dropout)(pooled)
+        invariants = jnp.concatenate([self._pooled(weights), self._pooled(x)], axis=1)
+        standardized = self._standardized(invariants)
+        return MLP(self.width, self.hidden_layers, self.outputs, self.dropout)(standardized)
 
-    def _pooled(self, x):
-        y = [_over_models(InvariantPool)(self.spec, channel_axis=0)(jax.tree.map(lambda leaf: leaf**k, x)) for k in range(1, self.moments + 1)]
-        return jnp.concatenate(y).T
+    def _pooled(self, features: Features) -> Float[Array, "models invariants"]:
+        """Means and mean squares."""
+        pool = _over_models(InvariantPool)(self.spec, channel_axis=0)
+        return jnp.concatenate([pool(features), pool(jax.tree.map(jnp.square, features))]).T
+
+    def _standardized(self, invariants: Float[Array, "models invariants"]) -> Float[Array, "models invariants"]:
+        """By the models of `init`: without it, what differs from model to model is small beside what does not."""
+        mean = self.variable("normalization", "pooled_mean", jnp.mean, invariants, 0).value
+        std = self.variable("normalization", "pooled_std", jnp.std, invariants, 0).value
+        return (invariants - mean) / (std + _LEAST_VARIATION * jnp.abs(mean) + _TINY)
 
     def _layer(self) -> Callable[[Features], Features]:
         if self.layer == "deepsets":

@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from optax_unf._files import write_text
@@ -102,7 +101,6 @@ def run(
                     is_shown = seed == min(seeds) and size == max(sizes)
                     pairs = zip(predicted.tolist(), chosen.success_rate.tolist(), strict=True) if is_shown else ()
                     yield Result(name, size, seed, key, *found, fitted.parameters, fitted.seconds, tuple(pairs))
-                jax.clear_caches()
 
 
 def write_results(path: Path, results: Sequence[Result]) -> None:

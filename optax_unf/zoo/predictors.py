@@ -10,6 +10,8 @@ from jaxtyping import Float
 
 from optax_unf.infer.infer_spec import infer_spec
 from optax_unf.nn.predictor import InvariantPredictor
+from optax_unf.spec.leaf import LeafSpec
+from optax_unf.spec.make_spec import make_spec
 from optax_unf.spec.permutation_spec import PermutationSpec
 from optax_unf.zoo.fit import FitConfig, Fitted, fit, predict
 from optax_unf.zoo.population import Zoo
@@ -55,19 +57,35 @@ def fit_predictor(
         return fitted, lambda zoo: fitted.predict(weight_statistics(zoo.params))
 
     def module_for(zoo: Zoo) -> InvariantPredictor:
-        return InvariantPredictor(model_spec(zoo.model), layer=name, **settings)
+        return InvariantPredictor(model_spec(zoo.model, characters="permuted"), layer=name, **settings)
 
     parts = [(zoo.params, zoo.success_rate) for zoo in (train, validation)]
     fitted = fit(module_for(train), *parts, jax.random.key(seed), config)
     return fitted, lambda zoo: predict(module_for(zoo), fitted.variables, zoo.params)
 
 
-def model_spec(model: Seq2Seq) -> PermutationSpec:
-    """The permutation spec of a model of the zoo, inferred from its loss: its hidden units permute, characters do not.
+def model_spec(model: Seq2Seq, *, characters: Literal["fixed", "permuted"] = "fixed") -> PermutationSpec:
+    """The permutation spec of a model of the zoo, inferred from its loss.
+
+    Its hidden units permute, those of encoder and decoder together, since the state is handed over.
+
+    Args:
+      model: the architecture.
+      characters: `"fixed"`, which is the truth; or `"permuted"`, those asked, read and written apart, as the paper
+        simplifies: then a layer has a tenth of the weights.
 
     Example:
       >>> print([leaf.axes for leaf in model_spec(Seq2Seq(4, "vanilla")).leaves][:3])
       [('decoder/bias/new:0',), (None, 'decoder/bias/new:0'), ('decoder/bias/new:0', 'decoder/bias/new:0')]
     """
-    characters = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    return infer_spec(model.loss, jax.eval_shape(model.init, jax.random.key(0)), characters, characters)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    one = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    spec = infer_spec(model.loss, params, one, one)
+    if characters == "fixed":
+        return spec
+
+    def axes(leaf: LeafSpec) -> tuple[Any, ...]:
+        name = f"characters of {leaf.path.partition('/')[0]}"
+        return tuple(name if axis is None else axis for axis in leaf.axes)
+
+    return make_spec(spec.unflatten([axes(leaf) for leaf in spec.leaves], params), params)
