@@ -92,7 +92,8 @@ def main() -> None:
     predicted = np.asarray(jax.nn.sigmoid(predictor.apply(variables, test)))[:, 0]  # type: ignore[index]
     actual = np.asarray(accuracy[known:])
     print(f"accuracies from {accuracy.min():.2f} to {accuracy.max():.2f}")
-    print(f"Kendall's tau on {len(actual)} networks held out: {kendalltau(predicted, actual).statistic:.2f}")
+    tau = kendalltau(predicted, actual).statistic  # pyright: ignore[reportAttributeAccessIssue]
+    print(f"Kendall's tau on {len(actual)} networks held out: {tau:.2f}")
     print(f"R2: {1 - np.mean((predicted - actual) ** 2) / np.var(actual):.2f}")
 
 

@@ -82,4 +82,5 @@ class ZooConfig:
         known = [field.name for field in dataclasses.fields(cls)]
         if unknown := sorted(set(settings) - set(known)):
             raise ValueError(f"A zoo has the settings {', '.join(known)}, and not {', '.join(unknown)}.")
-        return cls(**{name: tuple(x) if isinstance(x, list) else x for name, x in settings.items()})
+        read: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in settings.items()}
+        return cls(**read)

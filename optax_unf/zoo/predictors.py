@@ -49,18 +49,18 @@ def fit_predictor(
     """
     config = config or FitConfig()
     if name in ("statnn", "trees"):
-        parts = [(weight_statistics(zoo.params), zoo.success_rate) for zoo in (train, validation)]
+        known, checked = ((weight_statistics(zoo.params), zoo.success_rate) for zoo in (train, validation))
         if name == "trees":
-            fitted = fit_trees(*parts, seed)
+            fitted = fit_trees(known, checked, seed)
         else:
-            fitted = fit(StatNN(**settings), *parts, jax.random.key(seed), config)
+            fitted = fit(StatNN(**settings), known, checked, jax.random.key(seed), config)
         return fitted, lambda zoo: fitted.predict(weight_statistics(zoo.params))
 
     def module_for(zoo: Zoo) -> InvariantPredictor:
         return InvariantPredictor(model_spec(zoo.model, characters="permuted"), layer=name, **settings)
 
-    parts = [(zoo.params, zoo.success_rate) for zoo in (train, validation)]
-    fitted = fit(module_for(train), *parts, jax.random.key(seed), config)
+    known, checked = ((zoo.params, zoo.success_rate) for zoo in (train, validation))
+    fitted = fit(module_for(train), known, checked, jax.random.key(seed), config)
     return fitted, lambda zoo: predict(module_for(zoo), fitted.variables, zoo.params)
 
 

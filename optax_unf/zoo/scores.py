@@ -28,4 +28,5 @@ def score(predicted: Float[np.ndarray, " models"], actual: Float[np.ndarray, " m
     from scipy.stats import kendalltau
 
     residual, total = np.sum((predicted - actual) ** 2), np.sum((actual - np.mean(actual)) ** 2)
-    return Scores(float(kendalltau(predicted, actual).statistic), float(1.0 - residual / total))
+    tau = kendalltau(predicted, actual).statistic  # pyright: ignore[reportAttributeAccessIssue]
+    return Scores(float(tau), float(1.0 - residual / total))

@@ -59,7 +59,7 @@ class Seq2Seq:
     ) -> Float[Array, ""]:
         """Mean cross-entropy in nats of the characters of the answers, their first end character included."""
         last = jnp.full_like(answers[:, 0], EQUALS)
-        state, total, count = self._encoded(params, asked), 0.0, 0.0
+        state, total, count = self._encoded(params, asked), jnp.zeros(()), jnp.zeros(())
         for truth in answers.T:
             state = self._next(params["decoder"], state, last)
             log_p = jax.nn.log_softmax(_logits(params, state), axis=0)

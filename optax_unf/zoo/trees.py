@@ -41,7 +41,7 @@ def fit_trees(
                 learning_rate=rate,
                 max_leaf_nodes=leaves,
                 max_iter=_MOST_TREES,
-                early_stopping=True,
+                early_stopping=True,  # pyright: ignore[reportArgumentType]
                 n_iter_no_change=30,
                 random_state=seed,
             )
