@@ -1,6 +1,7 @@
 """The Tiny RNN Zoo: questions, models, shards, the file."""
 
 import dataclasses
+import hashlib
 import json
 
 import flax.linen as nn
@@ -15,7 +16,7 @@ from optax_unf.zoo.arithmetic import END, EQUALS, make_questions, show
 from optax_unf.zoo.cells import CELLS
 from optax_unf.zoo.config import ZooConfig
 from optax_unf.zoo.make import make_shards
-from optax_unf.zoo.population import gather, load_zoo, save_zoo
+from optax_unf.zoo.population import BUNDLED, gather, load_zoo, save_zoo
 from optax_unf.zoo.seq2seq import Seq2Seq
 from optax_unf.zoo.training import Settings, Trainer, draw_settings
 
@@ -209,6 +210,19 @@ def test_a_zoo_is_saved_and_loaded(zoo, tmp_path):
     small = tmp_path / "small.safetensors"
     save_zoo(small, zoo, dtype="float16")
     np.testing.assert_allclose(load_zoo(small).params["out"]["kernel"], zoo.params["out"]["kernel"], rtol=1e-3)
+
+
+def test_the_bundled_zoo_is_what_its_card_says():
+    zoo, card = load_zoo(), json.loads(BUNDLED.with_suffix(".json").read_text())
+    assert card["sha256"] == hashlib.sha256(BUNDLED.read_bytes()).hexdigest()
+    assert len(zoo) == card["models"] >= 200
+    assert card["success_rate"]["histogram"] == np.histogram(zoo.success_rate, 10, (0, 1))[0].tolist()
+    assert ZooConfig.from_dict(card["config"]) == zoo.config
+    # Their weights have the success that is recorded, but for float16.
+    _, test = make_questions(zoo.config.largest, zoo.config.held_out)
+    some = zoo.take(np.arange(0, len(zoo), 20))
+    right = jax.jit(lambda all: jax.lax.map(lambda one: zoo.model.is_right(one, test.asked, test.answers), all))
+    np.testing.assert_allclose(np.mean(right(some.params), axis=1), some.success_rate, atol=0.01)
 
 
 def changed(zoo, path, **arrays):

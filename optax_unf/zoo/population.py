@@ -21,7 +21,7 @@ from optax_unf.zoo.seq2seq import Seq2Seq
 from optax_unf.zoo.shards import Arrays, Shards
 
 _FORMAT = "optax_unf zoo 1"
-BUNDLED = Path(__file__).parent / "small.safetensors"
+BUNDLED = Path(__file__).parent / "bundled" / "small.safetensors"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
