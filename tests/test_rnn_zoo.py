@@ -117,7 +117,7 @@ def test_every_cell_learns(cell):
     train = jax.jit(trainer.train, static_argnums=1)
     settings = draw_settings(config, jnp.arange(2))
     before, after = (train(settings, 16, steps) for steps in (0, 150))
-    assert np.all(after.test_loss < 0.75 * before.test_loss)
+    assert np.all(after.test_loss < before.test_loss - 0.3)
 
 
 def test_models_do_not_depend_on_those_beside_them():
