@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from optax_unf.cli.program import main
 from optax_unf.nn import stack_models
 from optax_unf.zoo.arithmetic import END, EQUALS, make_questions, show
 from optax_unf.zoo.cells import CELLS
@@ -316,3 +317,19 @@ def test_populations_are_stacked_and_checked():
         stack_models(models)
     with pytest.raises(ValueError, match="at least one model"):
         stack_models([])
+
+
+def test_the_program_makes_a_zoo_and_goes_on(tmp_path, capsys):
+    jax.devices()  # so that the program does not choose the number of devices of the other tests
+    settings = ("--hidden", "4", "--largest", "9", "--held-out", "20", "--batch-sizes", "8", "--steps", "3", "5")
+    command = ["zoo", "make", "--out", str(tmp_path), "--shard", "4", "--lanes", "2", *settings, "--no-progress"]
+    main([*command, "--models", "8"])
+    main([*command, "--gather-only"])
+    path = tmp_path / "zoo.safetensors"
+    assert capsys.readouterr().out == 2 * f"Wrote 8 models to {path}\n"
+    assert load_zoo(path).config == TINY
+    assert json.loads(path.with_suffix(".json").read_text())["models"] == 8
+    with pytest.raises(SystemExit, match="must hold a zoo of the same settings"):
+        main([*command, "--models", "8", "--seed", "1"])
+    with pytest.raises(SystemExit, match="A zoo must be a file"):
+        main(["zoo", "train", str(tmp_path / "none.safetensors"), "--out", str(tmp_path)])
