@@ -58,3 +58,10 @@ def test_infer_transformer(monkeypatch, capsys):
     assert late < early
     # From the spec to the trained model in under 15 lines.
     assert len(inspect.getsource(main.__globals__["train"]).splitlines()) + len(["spec = ", "optimizer = "]) < 15
+
+
+def test_predict_accuracy(monkeypatch, capsys):
+    main = runpy.run_path(str(ROOT / "examples" / "predict_accuracy.py"))["main"]
+    monkeypatch.setattr(sys, "argv", ["predict_accuracy.py", "--models", "80", "--epochs", "4"])
+    main()
+    assert float(re.search(r"held out: (\S+)", capsys.readouterr().out)[1]) > 0.5

@@ -8,6 +8,7 @@ from pathlib import Path
 import optax_unf
 from optax_unf.cli import commands
 from optax_unf.cli.suite import run_suite
+from optax_unf.cli.zoo import make_zoo, table, train_predictors
 
 _COMMANDS = {
     "list": commands.list_weights,
@@ -16,6 +17,9 @@ _COMMANDS = {
     "compare": commands.compare,
     "suite": run_suite,
     "plot": commands.plot,
+    "zoo make": make_zoo,
+    "zoo train": train_predictors,
+    "zoo table": table,
 }
 
 
@@ -40,16 +44,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(
             "The command line needs tyro, which is not installed. Run: pip install 'optax-unf[cli]'."
         ) from None
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if arguments == ["--version"]:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given == ["--version"]:
         print(f"optax-unf {optax_unf.__version__}")
         return
+    if given[:1] == ["zoo"]:
+        given = [" ".join(given[:2]), *given[2:]]
     try:
         tyro.extras.subcommand_cli_from_dict(
             _COMMANDS,
             prog="optax-unf",
             description=__doc__,
-            args=arguments,
+            args=given,
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone),
         )
     except KeyboardInterrupt:

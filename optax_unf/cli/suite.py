@@ -56,7 +56,7 @@ def run_suite(
     """
     if not 1 <= seeds <= LANES:
         raise ValueError(f"--seeds must be 1 to {LANES}, as many as the baselines have, but is {seeds}.")
-    _keep_compiled()
+    keep_compiled()
     chosen = _candidates(candidates, spec, factors, tune)
     names = task or (QUICK[suite] if quick else tuple(SUITES[suite]))
     seen: set[str] = set()
@@ -95,7 +95,7 @@ def _load(suite: str, name: str, seen: set[str]) -> Task:
     return task
 
 
-def _keep_compiled() -> None:
+def keep_compiled() -> None:
     """Keeps compiled programs on disk, from one call to the next."""
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))

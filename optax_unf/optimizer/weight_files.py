@@ -18,8 +18,7 @@ from optax_unf._files import replaced, write_text
 from optax_unf._imported import did_you_mean
 from optax_unf.optimizer.meta_weights import MetaWeights, init_weights
 from optax_unf.optimizer.network import OptimizerConfig
-from optax_unf.spec.axes import Axis, Concat, Fixed
-from optax_unf.spec.leaf import LeafSpec
+from optax_unf.spec.as_json import spec_from_json, spec_to_json
 from optax_unf.spec.make_spec import make_spec
 from optax_unf.spec.paths import leaves_by_path
 from optax_unf.spec.permutation_spec import PermutationSpec
@@ -75,7 +74,7 @@ def _read(path: Path, modified: int) -> tuple[OptimizerConfig, PermutationSpec |
             f"{metadata.get('format')!r}. Only files that optax_unf.save_weights wrote can be loaded."
         )
     try:
-        config, spec = _config_from_json(metadata["config"]), _spec_from_json(metadata["spec"])
+        config, spec = _config_from_json(metadata["config"]), spec_from_json(metadata["spec"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} must describe an architecture and a weight space as optax_unf.save_weights does, but does not: "
@@ -112,7 +111,7 @@ def save_weights(path: str | Path, weights: MetaWeights, *, card: Mapping[str, A
     metadata = {
         "format": _FORMAT,
         "config": json.dumps(dataclasses.asdict(weights.config)),
-        "spec": json.dumps(weights.spec and [dataclasses.asdict(leaf) for leaf in weights.spec.leaves]),
+        "spec": spec_to_json(weights.spec),
     }
     arrays = {path: _writable(path, x) for path, x in leaves_by_path(weights.theta).items()}
     with replaced(path) as temporary:
@@ -185,30 +184,6 @@ def _config_from_json(text: str) -> OptimizerConfig:
             f"optax_unf wrote the file, install that."
         )
     return OptimizerConfig(**settings)
-
-
-def _spec_from_json(text: str) -> PermutationSpec | None:
-    leaves = json.loads(text)
-    if leaves is None:
-        return None
-    return PermutationSpec(
-        tuple(
-            LeafSpec(
-                leaf["path"],
-                tuple(leaf["shape"]),
-                tuple(map(_axis_from_json, leaf["axes"])),
-                tuple((name, size) for name, size in leaf["factors"]),
-            )
-            for leaf in leaves
-        )
-    )
-
-
-def _axis_from_json(axis: Any) -> Axis:
-    # Dataclasses are objects of their fields, as `dataclasses.asdict` has them.
-    if isinstance(axis, dict):
-        return Fixed(axis["size"]) if "size" in axis else Concat(*map(_axis_from_json, axis["parts"]))  # type: ignore[arg-type]
-    return tuple(map(_axis_from_json, axis)) if isinstance(axis, list) else axis  # type: ignore[return-value]
 
 
 def _check_arrays(
