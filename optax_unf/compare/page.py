@@ -147,18 +147,19 @@ def _number(x: float) -> float | None:
 
 def plot_profile(rows: Sequence[Row], records: Records) -> "Figure":
     """The share of tasks on which a contender is at least so many times as fast as tuned Adam with a cosine."""
-    figure = new_figure((8, 5))
+    figure = new_figure((8, 7))
     axes = figure.subplots()
-    for row in rows:
+    for number, row in enumerate(rows):
         found = [task_speed_up(records, task, row.contender, ADAM.name) for task in records.tasks()]
         ratios = np.sort([ratio for ratio in found if ratio is not None])[::-1]
         share = np.arange(1, len(ratios) + 1) / len(ratios)
-        axes.step(ratios, share, where="pre", label=f"{row.contender} ({row.over[ADAM.name][0]:.2f})")
+        label = f"{row.contender} ({row.over[ADAM.name][0]:.2f})"
+        axes.step(ratios, share, _style(number), color=f"C{number % 10}", where="pre", label=label)
     axes.axvline(1, color="0.8", zorder=0)
     axes.set(xscale="log", xlabel=f"times as fast as {ADAM.name}", ylabel="share of tasks", ylim=(0, 1.02))
     ticks = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
     axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     return figure
 
 
@@ -179,6 +180,11 @@ def plot_curves(records: Records) -> "Figure":
     return figure
 
 
+def _style(number: int) -> str:
+    """A line of its own where the ten colours come round."""
+    return ("-", "--", ":")[number // 10 % 3]
+
+
 def _plot_task(axes: "Axes", records: Records, task: str) -> None:
     names = records.contenders()
     for number, name in enumerate(names):
@@ -186,7 +192,7 @@ def _plot_task(axes: "Axes", records: Records, task: str) -> None:
             continue
         width = 1.0 if name in _BASELINES else 2.0
         mean = record.curves.mean(0)
-        axes.plot(grid(record.horizon), mean, color=f"C{number % 10}", label=name, linewidth=width)
+        axes.plot(grid(record.horizon), mean, _style(number), color=f"C{number % 10}", label=name, linewidth=width)
     curves = [r.curves.mean(0) for name in names if (r := records.get(task, name)) is not None]
     low, high = (np.nanquantile(np.concatenate(curves), q) for q in (0.0, 0.9))
     if low > 0:
