@@ -138,7 +138,7 @@ def test_steps_to_reach_is_the_first_window_at_the_target():
     ("task", "arguments", "message"),
     [
         (Parabola(), {"seeds": 1, "steps": 2}, "at least two seeds"),
-        (Parabola(), {}, "attribute `horizon`"),
+        (Parabola(), {}, "attribute horizon"),
         (tasks.Rescaled(Parabola()), {"steps": 2}, "held_out"),
         (Parabola(), {"steps": 2, "learned": "mlp-fashion-mnist-unf"}, "fit only the weight space"),
     ],

@@ -228,5 +228,5 @@ def test_the_command_measures_an_own_optimizer_on_an_own_task(tmp_path, capsys):
     with pytest.raises(SystemExit, match="--seeds must be 1 to 7"):
         main(["suite", *arguments, "--seeds", "8"])
     (tmp_path / "no_task.py").write_text("class Nothing:\n    horizon = 3\n")
-    with pytest.raises(SystemExit, match="must have init, sample, loss"):
+    with pytest.raises(SystemExit, match="must have init, sample and loss"):
         main(["suite", "--task", f"{tmp_path}/no_task.py:Nothing", "--out", str(tmp_path / "out2")])
