@@ -1,6 +1,7 @@
 """The schedule of a run."""
 
 import jax.numpy as jnp
+import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -14,3 +15,14 @@ def cosine(total_steps: ArrayLike, count: ArrayLike) -> Float[Array, ""]:
     """
     fraction = jnp.minimum(jnp.asarray(count, jnp.float32) / jnp.asarray(total_steps, jnp.float32), 1.0)
     return (1.0 + jnp.cos(jnp.pi * fraction)) / 2.0
+
+
+def over_run(factor: optax.ScalarOrSchedule, total_steps: ArrayLike | None, count: ArrayLike) -> Float[Array, ""]:
+    """The factor, a number or a schedule, times the cosine of a run that says how long it is.
+
+    Example:
+      >>> float(over_run(0.5, None, 7)), float(over_run(0.5, 10, 10))
+      (0.5, 0.0)
+    """
+    size = jnp.asarray(factor(count) if callable(factor) else factor, jnp.float32)
+    return size if total_steps is None else size * cosine(total_steps, count)

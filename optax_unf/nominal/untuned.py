@@ -1,17 +1,17 @@
 """A step size that is found, and a whole optimizer with nothing to tune."""
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
 
 from optax_unf._arguments import check_total_steps
 from optax_unf.infer import Spec
 from optax_unf.nominal.distance import scale_by_distance
 from optax_unf.nominal.orthogonal import scale_by_orthogonal
-from optax_unf.nominal.schedule import cosine
+from optax_unf.nominal.schedule import over_run
 from optax_unf.nominal.units import in_units
 
 # The length that is assumed of a run that does not say.
@@ -59,13 +59,9 @@ def scale_by_found_step(
     check_total_steps(total_steps)
     guess = _GUESS / jnp.sqrt(jnp.asarray(_USUAL_STEPS if total_steps is None else total_steps, jnp.float32))
 
-    def scheduled(count: ArrayLike) -> Float[Array, ""]:
-        size = jnp.asarray(factor(count) if callable(factor) else factor, jnp.float32)
-        return size if total_steps is None else size * cosine(total_steps, count)
-
     steps = scale_by_distance(
         direction,
-        factor=scheduled,
+        factor=functools.partial(over_run, factor, total_steps),
         step_size=lambda distance: jnp.sqrt(distance * guess),
         initial=_INITIAL,
         b1=0.0,

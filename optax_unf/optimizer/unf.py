@@ -5,14 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from optax_unf._arguments import check_factor, check_total_steps
 from optax_unf.infer import Spec
-from optax_unf.nominal.schedule import cosine
+from optax_unf.nominal.schedule import over_run
 from optax_unf.nominal.untuned import scale_by_found_step
 from optax_unf.optimizer.meta_weights import MetaWeights
 from optax_unf.optimizer.scale_by_unf import Weights, scale_by_unf
@@ -100,5 +99,4 @@ def _step_size(
     alpha: Float[Array, ""], total_steps: int | None, factor: optax.ScalarOrSchedule, count: jax.typing.ArrayLike
 ) -> Float[Array, ""]:
     """alpha, times the factor, times a cosine from 1 to 0."""
-    size = alpha * jnp.asarray(factor(count) if callable(factor) else factor, jnp.float32)
-    return size if total_steps is None else size * cosine(total_steps, count)
+    return alpha * over_run(factor, total_steps, count)
