@@ -15,6 +15,7 @@ import pytest
 import safetensors.numpy
 
 from optax_unf import OptimizerConfig, init_weights, load_card, load_weights, make_spec, save_weights
+from optax_unf._safetensors import read_arrays, write_arrays
 from optax_unf.optimizer.weight_files import pretrained_names
 from optax_unf.tasks import get, task_spec
 
@@ -287,3 +288,12 @@ def test_every_pretrained_file_has_a_card(name):
     # The weights are those of the best evaluation, at which they trained networks.
     best = min(card["curve"], key=lambda record: record["final_loss"])
     assert best["final_loss"] < best["loss_at_100"]
+
+
+def test_arrays_come_back_whatever_their_strides(tmp_path):
+    """Of every file of the package: predictors and zoos are written by the same function."""
+    arrays = {"a": np.arange(6.0).reshape(2, 3).T, "b/c": np.arange(8, dtype=np.float32)[::2]}
+    write_arrays(tmp_path / "x.safetensors", arrays, {"format": "any"})
+    metadata, found = read_arrays(tmp_path / "x.safetensors")
+    assert metadata == {"format": "any"}
+    chex.assert_trees_all_equal(found, arrays)

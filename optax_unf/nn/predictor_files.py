@@ -7,11 +7,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 from jaxtyping import PyTree
 
-from optax_unf._files import replaced
+from optax_unf._safetensors import read_arrays, write_arrays
 from optax_unf.nn.predictor import InvariantPredictor
 from optax_unf.spec.as_json import spec_from_json, spec_to_json
 from optax_unf.spec.paths import leaves_by_path
@@ -35,9 +33,7 @@ def save_predictor(path: str | Path, predictor: InvariantPredictor, variables: P
         if field.name not in _NOT_SETTINGS
     }
     metadata = {"format": _FORMAT, "settings": json.dumps(settings), "spec": spec_to_json(predictor.spec)}
-    arrays = {name: np.asarray(x) for name, x in leaves_by_path(variables).items()}
-    with replaced(path) as temporary:
-        temporary.write_bytes(safetensors.numpy.save(arrays, metadata))
+    write_arrays(path, leaves_by_path(variables), metadata)
 
 
 def load_predictor(path: str | Path) -> tuple[InvariantPredictor, PyTree]:
@@ -63,12 +59,7 @@ def load_predictor(path: str | Path) -> tuple[InvariantPredictor, PyTree]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"A predictor must be a file, but {str(path)!r} is none.")
-    try:
-        with safetensors.safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} must be a safetensors file, but is damaged or something else: {error}.") from error
+    metadata, arrays = read_arrays(path)
     if metadata.get("format") != _FORMAT:
         raise ValueError(
             f"{path} must hold a predictor in the format {_FORMAT!r}, but its format is {metadata.get('format')!r}. "

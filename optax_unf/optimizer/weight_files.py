@@ -11,11 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 
-from optax_unf._files import replaced, write_text
+from optax_unf._files import write_text
 from optax_unf._imported import did_you_mean
+from optax_unf._safetensors import nested, read_arrays, write_arrays
 from optax_unf.optimizer.meta_weights import MetaWeights, init_weights
 from optax_unf.optimizer.network import OptimizerConfig
 from optax_unf.spec.as_json import spec_from_json, spec_to_json
@@ -26,11 +25,6 @@ from optax_unf.spec.permutation_spec import PermutationSpec
 _FORMAT = "optax_unf meta-weights 1"
 # Where there is a matrix for each role that leaves of the weight space have.
 _BY_ROLE = ("network/head/all ", "network/head/own ")
-# What safetensors gives back as numpy arrays, of all that it writes.
-_DTYPES = (
-    *("float64", "float32", "float16", "bfloat16", "complex64", "bool"),
-    *("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8"),
-)
 
 
 def pretrained_names() -> tuple[str, ...]:
@@ -55,19 +49,14 @@ def load_weights(name_or_path: str | Path) -> MetaWeights:
     """
     path = _resolve(name_or_path)
     config, spec, arrays = _read(path, path.stat().st_mtime_ns)
-    return MetaWeights(jax.tree.map(jnp.asarray, _nested(arrays)), config, spec)
+    return MetaWeights(jax.tree.map(jnp.asarray, nested(arrays)), config, spec)
 
 
 # An injected hyperparameter makes the optimizer anew at each step, and with it asks for the weights.
 @functools.lru_cache(maxsize=8)
 def _read(path: Path, modified: int) -> tuple[OptimizerConfig, PermutationSpec | None, dict[str, np.ndarray]]:
     del modified  # only part of the cache's key
-    try:
-        with safetensors.safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} must be a safetensors file, but is damaged or something else: {error}.") from error
+    metadata, arrays = read_arrays(path)
     if metadata.get("format") != _FORMAT:
         raise ValueError(
             f"{path} must hold meta-weights in the format {_FORMAT!r}, but its metadata has the format "
@@ -82,17 +71,6 @@ def _read(path: Path, modified: int) -> tuple[OptimizerConfig, PermutationSpec |
         ) from error
     _check_arrays(path, config, spec, arrays)
     return config, spec, arrays
-
-
-def _nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    theta: dict[str, Any] = {}
-    for name, array in arrays.items():
-        *folders, last = name.split("/")
-        node = theta
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[last] = array
-    return theta
 
 
 def save_weights(path: str | Path, weights: MetaWeights, *, card: Mapping[str, Any] | None = None) -> None:
@@ -113,23 +91,9 @@ def save_weights(path: str | Path, weights: MetaWeights, *, card: Mapping[str, A
         "config": json.dumps(dataclasses.asdict(weights.config)),
         "spec": spec_to_json(weights.spec),
     }
-    arrays = {path: _writable(path, x) for path, x in leaves_by_path(weights.theta).items()}
-    with replaced(path) as temporary:
-        temporary.write_bytes(safetensors.numpy.save(arrays, metadata))
+    write_arrays(path, leaves_by_path(weights.theta), metadata)
     if card_text is not None:
         write_text(path.with_suffix(".json"), card_text)
-
-
-def _writable(path: str, x: Any) -> np.ndarray:
-    """The array as safetensors has to get it."""
-    # It writes memory as it lies, whatever the strides.
-    array = np.asarray(x, order="C")
-    if array.dtype.newbyteorder("=").name not in _DTYPES:
-        raise TypeError(
-            f"Meta-weights must have one of the types {', '.join(_DTYPES)} to be saved, but {path} is {array.dtype}. "
-            f"Convert it to float32."
-        )
-    return array
 
 
 def load_card(name_or_path: str | Path) -> dict[str, Any]:

@@ -8,11 +8,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import safetensors
-import safetensors.numpy
 from jaxtyping import DTypeLike, Float, Int
 
-from optax_unf._files import replaced, write_text
+from optax_unf._files import write_text
+from optax_unf._safetensors import nested, read_arrays, write_arrays
 from optax_unf.nn.stacked import Stacked, check_finite
 from optax_unf.spec.paths import leaves_by_path, show_path
 from optax_unf.zoo.config import ZooConfig
@@ -110,8 +109,7 @@ def save_zoo(
     weights = {WEIGHTS + name: np.asarray(x, dtype) for name, x in leaves_by_path(zoo.params).items()}
     records = {name: np.asarray(x, np.float32) for name, x in zoo.records.items()}
     metadata = {"format": _FORMAT, "config": json.dumps(zoo.config.to_dict())}
-    with replaced(path) as temporary:
-        temporary.write_bytes(safetensors.numpy.save({**weights, **records}, metadata))
+    write_arrays(path, {**weights, **records}, metadata)
     if card is not None:
         write_text(path.with_suffix(".json"), json.dumps(card, indent=1) + "\n")
 
@@ -125,12 +123,7 @@ def load_zoo(path: str | Path = BUNDLED) -> Zoo:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"A zoo must be a file, but {str(path)!r} is none. Make one: optax-unf zoo make.")
-    try:
-        with safetensors.safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} must be a safetensors file, but is damaged or something else: {error}.") from error
+    metadata, arrays = read_arrays(path)
     if metadata.get("format") != _FORMAT:
         raise ValueError(f"{path} must have the format {_FORMAT!r}, but has {metadata.get('format')!r}.")
     try:
@@ -140,14 +133,8 @@ def load_zoo(path: str | Path = BUNDLED) -> Zoo:
 
 
 def _zoo(config: ZooConfig, arrays: Arrays) -> Zoo:
-    params: dict[str, Any] = {}
-    for name, x in arrays.items():
-        if name.startswith(WEIGHTS):
-            *folders, last = name.removeprefix(WEIGHTS).split("/")
-            node = params
-            for folder in folders:
-                node = node.setdefault(folder, {})
-            node[last] = x.astype(np.float32)
+    weights = {name.removeprefix(WEIGHTS): x for name, x in arrays.items() if name.startswith(WEIGHTS)}
+    params = nested({name: x.astype(np.float32) for name, x in weights.items()})
     return Zoo(config, params, {name: x for name, x in arrays.items() if not name.startswith(WEIGHTS)})
 
 

@@ -8,7 +8,7 @@ import safetensors
 import safetensors.numpy
 from jaxtyping import Shaped
 
-from optax_unf._files import replaced
+from optax_unf._safetensors import write_arrays
 
 Arrays = Mapping[str, Shaped[np.ndarray, "models ..."]]
 
@@ -36,8 +36,7 @@ class Shards:
 
     def write(self, number: int, arrays: Arrays) -> None:
         """Writes a shard."""
-        with replaced(self._path(number)) as temporary:
-            temporary.write_bytes(safetensors.numpy.save({name: np.asarray(x) for name, x in arrays.items()}))
+        write_arrays(self._path(number), arrays, {})
 
     def read(self, number: int) -> Arrays:
         """Reads a shard.
