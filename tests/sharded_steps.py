@@ -103,7 +103,7 @@ def sharded(head, layout, kind, expected):
 
 
 def differently_sharded(params, state, shardings):
-    trees = (params, *state[0].momenta, state[0].squares or {})
+    trees = (params, *state[0].mu, state[0].nu or {})
     return sorted({p for t in trees for p, x in t.items() if not x.sharding.is_equivalent_to(shardings[p], x.ndim)})
 
 

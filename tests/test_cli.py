@@ -102,7 +102,7 @@ def test_meta_training_begins_with_other_weights(tmp_path, alpha, normalization,
     trained = load_weights(tmp_path / "run" / "weights.safetensors")
     np.testing.assert_allclose(trained.alpha, alpha or load_weights(start).alpha, rtol=1e-6)
     assert trained.config.normalization == normalization
-    np.testing.assert_allclose(trained.warmup(0), 1 - np.exp(-1 / warmup) if warmup else 1.0, rtol=1e-5)
+    np.testing.assert_allclose(trained.theta.scalars.warmup(0), 1 - np.exp(-1 / warmup) if warmup else 1.0, rtol=1e-5)
     assert load_card(tmp_path / "run" / "weights.safetensors")["start"] == start
 
 

@@ -261,7 +261,7 @@ def test_meta_training_at_full_size(name, guess):
     assert task.vocabulary == guess
     start = load_weights("mlp-fashion-mnist-deepsets")
     # At their own step size, made for a perceptron, the recurrent network diverges.
-    start = dataclasses.replace(start, theta=start.theta | {"log_alpha": jnp.log(0.01)})
+    start = dataclasses.replace(start, theta=start.theta.with_scalars(log_alpha=jnp.log(0.01)))
     # These losses begin above the 10 nats that PES would clip at.
     stage = Stage(PES(pairs=1, truncation=1, max_loss=100.0), steps=2, learning_rate=1e-3)
     settings = MetaTrainConfig((stage,), horizon=2, evaluate_every=2, evaluate_runs=1)

@@ -134,8 +134,8 @@ class Weak(Regression):
 def test_weak_types_end_at_the_start():
     assert all(jax.typeof(x).weak_type for x in jax.tree.leaves(Weak().init(jax.random.key(0))))
     theta = jax.eval_shape(initial_weights).theta
-    theta = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), theta) | {"log_alpha": jnp.log(0.01)}
-    assert theta["log_alpha"].weak_type
+    theta = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), theta).with_scalars(log_alpha=jnp.log(0.01))
+    assert theta.scalars.log_alpha.weak_type
     state = start_stage({"a": learned_training(SMALL, Weak())}, TWO_STAGES, jax.random.key(0), 0, theta)
     assert not any(jax.typeof(x).weak_type for x in jax.tree.leaves(state))
 

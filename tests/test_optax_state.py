@@ -29,7 +29,7 @@ def test_types_are_stable(head, dtype, accumulator_dtype):
             assert (old.shape, old.dtype) == (new.shape, new.dtype)
             assert not new.weak_type
         wide = accumulator_dtype or {"float64": "float64"}.get(dtype, "float32")
-        assert {str(m.dtype) for m in jax.tree.leaves(after[0].momenta)} == {wide}
+        assert {str(m.dtype) for m in jax.tree.leaves(after[0].mu)} == {wide}
 
 
 @two_heads
@@ -69,7 +69,7 @@ def test_narrow_accumulators_keep_the_scale_by_entry(dtype, size):
     weights = make_weights("none", normalization="entry")
     tx = unf(weights, spec=SPEC, accumulator_dtype=dtype, factor=1 / weights.alpha)
     params, state = make_params(), tx.init(make_params())
-    assert {x.dtype for x in jax.tree.leaves(state[0].squares)} == {jnp.dtype("float32")}
+    assert {x.dtype for x in jax.tree.leaves(state[0].nu)} == {jnp.dtype("float32")}
     grads = jax.tree.map(lambda x: jnp.full_like(x, size), params)
 
     def step(state, _):
@@ -83,7 +83,7 @@ def test_narrow_accumulators_keep_the_scale_by_entry(dtype, size):
 def test_accumulator_dtype_rounds_the_momenta():
     plain, narrow = make("deepsets"), make("deepsets", accumulator_dtype=jnp.bfloat16)
     (a, wide), (b, rounded) = descend(plain, steps=1), descend(narrow, steps=1)
-    chex.assert_trees_all_equal(jax.tree.map(jnp.bfloat16, wide[0].momenta), rounded[0].momenta)
+    chex.assert_trees_all_equal(jax.tree.map(jnp.bfloat16, wide[0].mu), rounded[0].mu)
     close(a, b, 0.01)
 
 
@@ -133,11 +133,11 @@ def test_tree_utilities(head):
     assert optax.tree.get(state, "count") == 2
     doubled = optax.tree.map_params(tx, lambda m: 2 * m, state)
     assert doubled[0].count == 2
-    chex.assert_trees_all_equal(doubled[0].momenta, jax.tree.map(lambda m: 2 * m, state[0].momenta))
+    chex.assert_trees_all_equal(doubled[0].mu, jax.tree.map(lambda m: 2 * m, state[0].mu))
     reset = optax.tree.set(state, count=jnp.zeros([], jnp.int32))
     assert reset[0].count == 0
     shards = optax.tree.map_params(tx, lambda _, path: path, state, {k: k for k in params})
-    assert shards[0].momenta[-1] == {k: k for k in params}
+    assert shards[0].mu[-1] == {k: k for k in params}
 
 
 @two_heads

@@ -35,7 +35,7 @@ def make_weights(head="unf", coefficients="full", beta=0.5, **kwargs):
 def by_hand(weights, grads_of_steps, params):
     """Eq. 31 with Deep Sets, written entry by entry in float64: the directions of all steps."""
     theta = jax.tree.map(lambda x: np.asarray(x, np.float64), weights.theta)
-    gamma_0 = 1 / (1 + np.exp(-theta["logit_gamma_0"]))
+    gamma_0 = 1 / (1 + np.exp(-theta.scalars.logit_gamma_0))
     decays = [gamma_0, *DECAYS]
     params, grads_of_steps = jax.tree.map(lambda x: np.asarray(x, np.float64), (params, grads_of_steps))
     momenta = [jax.tree.map(np.zeros_like, params) for _ in decays]
@@ -62,12 +62,12 @@ def by_hand(weights, grads_of_steps, params):
                     mean_square = sum(((1 - decay) * decay**age) ** 2 for age in range(t + 1))
                 channels.append(np.clip(x / np.sqrt(mean_square + 1e-16), -10, 10))
             x = np.stack([*channels, *(np.full(w.shape, e) for e in time)], axis=-1)
-            layers = theta["network"]
+            layers = theta.network
             for n in range(3):
-                x = np.maximum(x @ layers[f"trunk_{n}"]["kernel"] + layers[f"trunk_{n}"]["bias"], 0)
-            out = x @ layers["head"]["kernel"] + layers["head"]["bias"]
-            factor = 1 - np.exp(-(t + 1) / np.exp(theta["log_step_warmup"])) if weights.config.step_warmup else 1
-            return factor * (m0 + theta["beta"] * out[..., 0])
+                x = np.maximum(x @ layers[n]["kernel"] + layers[n]["bias"], 0)
+            out = x @ layers[-1]["kernel"] + layers[-1]["bias"]
+            factor = 1 - np.exp(-(t + 1) / np.exp(theta.scalars.log_step_warmup)) if weights.config.step_warmup else 1
+            return factor * (m0 + theta.scalars.beta * out[..., 0])
 
         directions.append(jax.tree.map(leaf, params, grads, *momenta))
     return directions
@@ -126,8 +126,8 @@ def test_sgdm_by_entry_is_adam():
 
 def test_the_first_steps_of_a_warm_up_are_small_and_the_last_ones_whole():
     plain, warm = make_weights("none"), make_weights("none", step_warmup=100.0)
-    np.testing.assert_allclose(warm.warmup(jnp.arange(3)), [0.00995, 0.0198, 0.02955], rtol=1e-3)
-    assert warm.warmup(jnp.int32(2**31 - 1)) == 1 == plain.warmup(jnp.int32(0))
+    np.testing.assert_allclose(warm.theta.scalars.warmup(jnp.arange(3)), [0.00995, 0.0198, 0.02955], rtol=1e-3)
+    assert warm.theta.scalars.warmup(jnp.int32(2**31 - 1)) == 1 == plain.theta.scalars.warmup(jnp.int32(0))
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_gradient_through_two_updates(normalization):
 
     slope = jax.jit(jax.grad(norm))(make_weights(normalization=normalization))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(slope))
-    assert slope.theta["beta"] != 0
+    assert slope.theta.scalars.beta != 0
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
@@ -191,7 +191,7 @@ def test_updates_have_the_parameters_dtype(dtype):
     tx = unf(make_weights(), spec=AXES)
     updates, state = jax.jit(tx.update)(make_params(1, dtype), tx.init(params), params)
     assert all(u.dtype == dtype for u in jax.tree.leaves(updates))
-    assert all(m.dtype == jnp.float32 for m in jax.tree.leaves(state[0].momenta))
+    assert all(m.dtype == jnp.float32 for m in jax.tree.leaves(state[0].mu))
 
 
 def test_float64():
@@ -431,11 +431,9 @@ def without(tree, name):
             "must be the ScaleByUNFState.*is a tuple",
         ),
         (lambda: update_from({"count": 0}), TypeError, "is a dict.*into the structure of optimizer.init"),
-        (lambda: update_from(initial()._replace(momenta=initial().momenta[:6])), ValueError, "7 trees .* holds 6"),
+        (lambda: update_from(initial()._replace(mu=initial().mu[:6])), ValueError, "7 trees .* holds 6"),
         (
-            lambda: update_from(
-                initial()._replace(momenta=[jax.tree.map(lambda x: x[:1], m) for m in initial().momenta])
-            ),
+            lambda: update_from(initial()._replace(mu=[jax.tree.map(lambda x: x[:1], m) for m in initial().mu])),
             ValueError,
             r"'first/bias' of the momenta must have shape \(4,\).*has \(1,\)",
         ),

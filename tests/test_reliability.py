@@ -77,7 +77,7 @@ def test_extreme_gradients(head, dtype):
             assert all_finite((updates, state))
         if head != "none":
             # A constant gradient: every average goes to it.
-            assert float(state[0].momenta[1]["b"][0]) == pytest.approx(float(grads["b"][0]), rel=1e-5)
+            assert float(state[0].mu[1]["b"][0]) == pytest.approx(float(grads["b"][0]), rel=1e-5)
     if head == "none":
         # The nominal term alone is linear in the gradient.
         assert float(updates["b"][0]) < -1e28

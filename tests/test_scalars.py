@@ -31,7 +31,7 @@ SGDM = OptimizerConfig(head="none")
 
 
 def theta_with(beta):
-    return init_weights(SMALL, task_spec(Quadratic()), KEY).theta | {"beta": jnp.float32(beta)}
+    return init_weights(SMALL, task_spec(Quadratic()), KEY).theta.with_scalars(beta=jnp.float32(beta))
 
 
 @pytest.mark.parametrize("beta", [0.5, -0.5])
@@ -41,7 +41,7 @@ def test_beta_above_zero_in_the_same_optimizer(beta):
     train = jax.jit(lambda theta: training_losses(problem, theta, keys, 9))
     positive = with_positive_beta(theta)
     losses = [train(x) for x in (theta, positive, decode(encode(positive)))]
-    assert positive["beta"] == 0.5
+    assert positive.scalars.beta == 0.5
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
     np.testing.assert_allclose(losses[2], losses[0], rtol=1e-4)
 
@@ -62,10 +62,11 @@ def test_the_first_step_goes_as_far_as_each_rate(estimator, beta):
     start = dataclasses.replace(init_weights(SMALL, task_spec(Quadratic()), KEY), theta=theta_with(beta))
     last = meta_train(SMALL, Quadratic(), config, KEY, weights=start, progress=False).last.theta
     before = with_positive_beta(start.theta)
-    moved = [last["log_alpha"] - before["log_alpha"], last["logit_gamma_0"] - before["logit_gamma_0"]]
-    moved.append(jnp.log(last["beta"] / before["beta"]))
+    last_scalars, before_scalars = last.scalars, before.scalars
+    moved = [getattr(last_scalars, name) - getattr(before_scalars, name) for name in ("log_alpha", "logit_gamma_0")]
+    moved.append(jnp.log(last_scalars.beta / before_scalars.beta))
     np.testing.assert_allclose(np.abs(moved), 0.1, rtol=1e-3)
-    network = optax.tree.sub(last["network"], before["network"])
+    network = optax.tree.sub(last.network, before.network)
     assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(network)) == pytest.approx(1e-4, rel=1e-2)
 
 
@@ -86,15 +87,15 @@ def test_without_a_rate_for_the_network_only_scalars_move(estimator):
     config = MetaTrainConfig((stage,), horizon=20, evaluate_runs=1)
     start = dataclasses.replace(init_weights(SMALL, task_spec(Quadratic()), KEY), theta=theta_with(0.02))
     last = meta_train(SMALL, Quadratic(), config, KEY, weights=start, progress=False).last.theta
-    chex.assert_trees_all_equal(last["network"], start.theta["network"])
-    moved = [last[name] - start.theta[name] for name in ("log_alpha", "logit_gamma_0")]
-    np.testing.assert_allclose(np.abs([*moved, jnp.log(last["beta"] / 0.02)]), 0.1, rtol=1e-3)
+    chex.assert_trees_all_equal(last.network, start.theta.network)
+    moved = [getattr(last.scalars, n) - getattr(start.theta.scalars, n) for n in ("log_alpha", "logit_gamma_0")]
+    np.testing.assert_allclose(np.abs([*moved, jnp.log(last.scalars.beta / 0.02)]), 0.1, rtol=1e-3)
 
 
 def test_evolution_of_the_scalars_lowers_the_final_loss():
     stage = Stage(FullES(pairs=8, sigma=0.1), steps=20, learning_rate=0.0, scalar_rate=0.1)
     config = MetaTrainConfig((stage,), horizon=20, evaluate_every=10, evaluate_runs=8)
-    theta = theta_with(0.02) | {"log_alpha": jnp.log(0.01)}
+    theta = theta_with(0.02).with_scalars(log_alpha=jnp.log(0.01))
     start = dataclasses.replace(init_weights(SMALL, task_spec(Quadratic()), KEY), theta=theta)
     last = meta_train(SMALL, Quadratic(), config, KEY, weights=start, progress=False).last.theta
     problem, keys = learned_training(SMALL, Quadratic()), jax.random.split(jax.random.key(1), 16)

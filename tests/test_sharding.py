@@ -62,7 +62,7 @@ def test_an_explicit_mesh_of_one_device():
         updates, state = jax.jit(tx.update)(placed, tx.init(placed), placed)
     expected, _ = jax.jit(tx.update)(params, tx.init(params), params)
     for path, x in updates.items():
-        assert x.sharding == state[0].momenta[0][path].sharding == shardings[path]
+        assert x.sharding == state[0].mu[0][path].sharding == shardings[path]
         np.testing.assert_allclose(x, expected[path], rtol=1e-5)
 
 

@@ -12,8 +12,7 @@ import pytest
 from learned import AXES, SPEC, close, each_head, make, make_params, two_heads, weights_of
 
 from optax_unf import make_spec, scale_by_unf, unf
-from optax_unf.optimizer.evaluate import tiling_for
-from optax_unf.optimizer.step import _program
+from optax_unf.optimizer.update import _program, optimizer_for
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +83,7 @@ def test_transformations_outside_of_jit():
 def test_inside_of_jit_a_step_is_part_of_the_program(head):
     tx, params = make(head), make_params()
     jaxpr = jax.make_jaxpr(tx.update)(make_params(1), tx.init(params), params)
-    assert "name=_step" not in str(jaxpr)
+    assert "name=_update" not in str(jaxpr)
     assert "name=call" not in str(jaxpr)
 
 
@@ -106,7 +105,7 @@ def test_programs_are_not_kept_for_ever(programs):
     state, client = tx.init(params), jax.devices()[0].client
     before = len(client.live_executables())
     tx.update(grads, state, params)
-    program = weakref.ref(programs(weights.config, SPEC, tiling_for("cpu", jax.device_count()), None))
+    program = weakref.ref(programs(optimizer_for(weights.config, SPEC, None), None))
     assert programs.cache_info().currsize == 1
     assert len(client.live_executables()) > before
 

@@ -35,7 +35,7 @@ def test_untied_layer_is_the_tied_one(axes, channels, seed):
 
 def test_untying_needs_named_axes():
     spec = make_spec({"w": ("a", None)}, {"w": np.ones((3, 2))})
-    tied = load_weights("mlp-fashion-mnist-tied").theta["network"]["head"]
+    tied = load_weights("mlp-fashion-mnist-tied").theta.network[-1]
     with pytest.raises(ValueError, match="no axis is fixed"):
         untie(tied, spec)
 
@@ -47,10 +47,10 @@ def test_a_new_head_on_an_old_trunk():
     old = load_weights("mlp-fashion-mnist-deepsets")
     new = transfer_weights(old, OptimizerConfig(head="nfn"), SPEC, KEY)
     fresh = init_weights(OptimizerConfig(head="nfn"), SPEC, KEY)
-    chex.assert_trees_all_equal(new.theta["network"]["trunk_1"], old.theta["network"]["trunk_1"])
-    chex.assert_trees_all_equal(new.theta["network"]["head"], fresh.theta["network"]["head"])
-    assert new.theta["log_alpha"] == old.theta["log_alpha"]
-    assert new.theta["beta"] == fresh.theta["beta"]
+    chex.assert_trees_all_equal(new.theta.network[1], old.theta.network[1])
+    chex.assert_trees_all_equal(new.theta.network[-1], fresh.theta.network[-1])
+    assert new.theta.scalars.log_alpha == old.theta.scalars.log_alpha
+    assert new.theta.scalars.beta == fresh.theta.scalars.beta
 
 
 def test_the_same_architecture_is_carried_over_whole():
@@ -67,13 +67,13 @@ def test_another_step_size_leaves_the_learned_part_of_the_step():
     old = load_weights("mlp-fashion-mnist-deepsets")
     new = transfer_weights(old, old.config, SPEC, KEY, alpha=0.01)
     np.testing.assert_allclose(new.alpha, 0.01, rtol=1e-6)
-    np.testing.assert_allclose(new.alpha * new.theta["beta"], old.alpha * old.theta["beta"], rtol=1e-5)
+    np.testing.assert_allclose(new.alpha * new.theta.scalars.beta, old.alpha * old.theta.scalars.beta, rtol=1e-5)
 
 
 def test_less_of_the_learned_part_of_the_step():
     old = load_weights("mlp-fashion-mnist-deepsets")
     new = transfer_weights(old, old.config, SPEC, KEY, alpha=0.5, learned=0.2)
-    np.testing.assert_allclose(new.alpha * new.theta["beta"], 0.2 * old.alpha * old.theta["beta"], rtol=1e-5)
+    np.testing.assert_allclose(new.alpha * new.theta.scalars.beta, 0.2 * old.alpha * old.theta.scalars.beta, rtol=1e-5)
 
 
 def test_another_normalization_needs_a_step_size():
@@ -83,7 +83,7 @@ def test_another_normalization_needs_a_step_size():
         transfer_weights(old, config, SPEC, KEY)
     new = transfer_weights(old, config, SPEC, KEY, alpha=1e-3)
     assert new.config.scales_entries
-    chex.assert_trees_all_equal(new.theta["network"], old.theta["network"])
+    chex.assert_trees_all_equal(new.theta.network, old.theta.network)
 
 
 def test_a_step_size_below_zero():
@@ -96,8 +96,8 @@ def test_a_warm_up_is_begun_and_carried_over():
     old = load_weights("mlp-fashion-mnist-deepsets")
     config = OptimizerConfig(head="deepsets", step_warmup=50.0)
     warm = transfer_weights(old, config, SPEC, KEY)
-    chex.assert_trees_all_equal({name: x for name, x in warm.theta.items() if name != "log_step_warmup"}, old.theta)
-    np.testing.assert_allclose(warm.theta["log_step_warmup"], np.log(50), rtol=1e-6)
+    chex.assert_trees_all_equal(warm.theta.with_scalars(log_step_warmup=None), old.theta)
+    np.testing.assert_allclose(warm.theta.scalars.log_step_warmup, np.log(50), rtol=1e-6)
     again = transfer_weights(warm, OptimizerConfig(head="deepsets", step_warmup=7.0), SPEC, KEY)
     chex.assert_trees_all_equal(again.theta, warm.theta)
     with pytest.raises(ValueError, match=r"have a warm-up.*step_warmup=50\.0"):

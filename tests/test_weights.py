@@ -16,6 +16,7 @@ import safetensors.numpy
 
 from optax_unf import OptimizerConfig, init_weights, load_card, load_weights, make_spec, save_weights
 from optax_unf._safetensors import read_arrays, write_arrays
+from optax_unf.optimizer.theta import to_arrays
 from optax_unf.optimizer.weight_files import pretrained_names
 from optax_unf.tasks import get, task_spec
 
@@ -128,7 +129,7 @@ def test_saving_keeps_numbers_of_any_type(tmp_path, dtype):
 
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "float8_e3m4", "int4", "complex128", "object"])
 def test_numbers_that_would_not_come_back_are_not_saved(tmp_path, dtype):
-    theta = make_weights().theta | {"beta": np.zeros((), jnp.dtype(dtype))}
+    theta = make_weights().theta.with_scalars(beta=np.zeros((), jnp.dtype(dtype)))
     with pytest.raises(TypeError, match=f"must have one of the types float64, .* but beta is {dtype}. Convert it"):
         saved_and_loaded(tmp_path, theta)
     assert list(tmp_path.iterdir()) == []
@@ -185,8 +186,7 @@ def rewritten(tmp_path, config, change):
 
 
 def needed(config):
-    names = jax.tree_util.tree_flatten_with_path(make_weights(config).theta)[0]
-    names = [jax.tree_util.keystr(keys, simple=True, separator="/") for keys, _ in names]
+    names = to_arrays(make_weights(config).theta)
     # Tied coefficients have matrices only for what was there in meta-training.
     return [name for name in names if "/head/all" not in name and "/head/own" not in name]
 
@@ -213,7 +213,7 @@ def test_an_array_too_many_or_of_another_shape_is_seen(tmp_path, config):
 def test_tied_coefficients_may_lack_roles_but_not_be_of_another_shape(tmp_path):
     name = "network/head/all a>a"
     path = rewritten(tmp_path, ARCHITECTURES[1], lambda arrays, _: arrays.pop(name))
-    assert "all a>a" not in load_weights(path).theta["network"]["head"]
+    assert "all a>a" not in load_weights(path).theta.network[-1]
     path = rewritten(tmp_path, ARCHITECTURES[1], lambda arrays, _: arrays.update({name: np.ones((3, 1))}))
     with pytest.raises(ValueError, match=rf"must hold theta '{name}' of shape \(4, 1\), .* of shape \(3, 1\)"):
         load_weights(path)

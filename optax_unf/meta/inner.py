@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
+from optax_unf.optimizer.architecture import OptimizerConfig
 from optax_unf.optimizer.meta_weights import MetaWeights
-from optax_unf.optimizer.network import OptimizerConfig
 from optax_unf.optimizer.unf import unf
 from optax_unf.tasks.task import Task, task_spec
 

@@ -30,7 +30,7 @@ def encode_step(count: Int[Array, ""]) -> Float[Array, " 11"]:
     return jnp.tanh(jnp.asarray(count, jnp.float32) / jnp.array(TIME_SCALES, jnp.float32) - 1.0)
 
 
-def scale_by_time(
+def preconditioned(
     grad: Float[Array, "*shape"], mean_square: Float[Array, "*shape"], count: Int[Array, ""]
 ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
     """A gradient divided by its root mean square over time, entry by entry, and the new mean square.
@@ -54,7 +54,7 @@ def scale_by_time(
 def noise_squares(count: Int[Array, ""], dtype: jnp.dtype) -> Float[Array, " 7"]:
     """The mean squares of gradient and momenta at step `count`, were gradients white noise of unit variance.
 
-    Divided by their roots, momenta of gradients from `scale_by_time` keep what tells signal from noise: their size.
+    Divided by their roots, momenta of gradients from `preconditioned` keep what tells signal from noise: their size.
     """
     decays = jnp.array(DECAYS, dtype)
     momenta = (1 - decays) / (1 + decays) * -jnp.expm1(2 * (count.astype(dtype) + 1) * jnp.log(decays))
