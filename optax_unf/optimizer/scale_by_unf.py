@@ -110,7 +110,7 @@ def scale_by_unf(
     zero = functools.partial(_zero_momentum, dtype=accumulator_dtype)
     # In a narrower type squares would overflow, and their average at decay 0.999 stand still.
     squares_dtype = None if accumulator_dtype is None else at_least_float32(accumulator_dtype)
-    zero_square = functools.partial(_zero_momentum, dtype=squares_dtype)
+    zero_nu = functools.partial(_zero_momentum, dtype=squares_dtype)
     nominal = None if weights.config.nominal == "momentum" else scale_by_orthogonal(spec, momentum=weights.gamma_0)
 
     def init(params: optax.Params) -> ScaleByUNFState:
@@ -118,7 +118,7 @@ def scale_by_unf(
         return ScaleByUNFState(
             count=replicated(jnp.zeros([], jnp.int32), params),
             mu=tuple(jax.tree.map(zero, params) for _ in range(_number_of_momenta(weights.config))),
-            nu=jax.tree.map(zero_square, params) if weights.config.scales_entries else None,
+            nu=jax.tree.map(zero_nu, params) if weights.config.scales_entries else None,
             nominal=None if nominal is None else nominal.init(params),
         )
 
