@@ -34,7 +34,7 @@ def product(kernel: Float[Array, "i o"], x: Float[Array, "i *axes"], *, widen: b
     return jnp.einsum("oi,i...->o...", jax.lax.optimization_barrier(kernel.T), x)
 
 
-def together(xs: Sequence[Float[Array, "_ *kept"]]) -> Float[Array, "c *kept"]:
+def together(xs: Sequence[Float[Array, "_ ..."]]) -> Float[Array, "c *kept"]:
     """Arrays side by side, for one product.
 
     Without the barrier, the compiler makes a product with constant meta-weights a sum of products, and computes that

@@ -4,7 +4,11 @@ import gc
 import os
 
 import jax
+import jaxtyping
 import pytest
+
+# The shapes and dtypes that annotations promise, checked in every call: before anything imports the package.
+jaxtyping.install_import_hook("optax_unf", "shapes.checked")
 
 # No threads for parts of a program, which do more work in all. Read once, when modules of tests make their arrays.
 _FLAGS = ["--xla_cpu_parallel_codegen_split_count=1"]

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
 from jaxtyping import Array, Float
@@ -51,7 +51,7 @@ class MetricsFiles:
             return
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "MetricsFiles":
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -97,7 +97,7 @@ class Reporter:
         self._pending: tuple[dict[str, int], int, Mapping[str, Any]] | None = None
         self._last = time.perf_counter()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Reporter":
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -31,7 +31,7 @@ _CPU_ENTRIES = 2**14
 # matrices were, in 7 GB.
 _ACCELERATOR_ENTRIES = 2**18
 
-Channels: TypeAlias = Sequence[Float[Array, "*shape"]]
+Channels: TypeAlias = Sequence[Float[Array, "..."]]
 """The input channels of one leaf: weight, gradient, momenta."""
 Params: TypeAlias = Mapping[str, Mapping[str, Float[Array, "..."]]]
 """The parameters of each layer, by name."""
@@ -96,7 +96,7 @@ def apply(
     time: Float[Array, " time_channels"],
     tiling: Tiling,
     dtype: jnp.dtype,
-) -> list[Float[Array, "*shape"]]:
+) -> list[Float[Array, "..."]]:
     """The value of f on every leaf.
 
     Args:
@@ -154,8 +154,8 @@ def _trunk(layers: Sequence[Mapping[str, Array]], x: Float[Array, "i *axes"]) ->
 
 
 def _features(
-    layers: Sequence[Mapping[str, Array]], xs: Sequence[Float[Array, "i *shape"]]
-) -> list[Float[Array, "features *shape"]]:
+    layers: Sequence[Mapping[str, Array]], xs: Sequence[Float[Array, "i ..."]]
+) -> list[Float[Array, "features ..."]]:
     """The trunk on whole leaves. A pointwise one does not see leaves: small ones together are one matrix."""
     pointwise = all("pooled" not in params for params in layers)
     small = [pointwise and math.prod(x.shape[1:]) <= _SMALL_ENTRIES for x in xs]

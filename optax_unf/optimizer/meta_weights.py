@@ -27,7 +27,7 @@ class MetaWeights:
       spec: the weight space that full coefficients belong to; `None` where the weights fit any.
     """
 
-    theta: PyTree[Float[Array, "..."]]
+    theta: PyTree
     config: OptimizerConfig
     spec: PermutationSpec | None
 

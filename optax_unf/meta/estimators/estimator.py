@@ -1,6 +1,6 @@
 """What estimators of the gradient of the outer loss have in common."""
 
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from optax_unf.meta.inner import InnerProblem, Theta
 Metrics: TypeAlias = dict[str, Float[Array, ""]]
 
 
+@runtime_checkable
 class Estimator(Protocol):
     """Estimates the gradient of the outer loss with respect to theta from inner runs.
 

@@ -4,12 +4,10 @@ import inspect
 import re
 import runpy
 import sys
-from pathlib import Path
 
 import matplotlib.image
 import numpy as np
-
-ROOT = Path(__file__).parents[1]
+from places import ROOT
 
 
 def test_the_usage_example_of_the_readme_trains():

@@ -3,12 +3,12 @@
 import re
 import runpy
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from places import ROOT
 
 from optax_unf import infer_spec
 from optax_unf.tasks import Task, task_spec
@@ -16,7 +16,7 @@ from optax_unf.tasks import Task, task_spec
 
 @pytest.fixture(scope="module")
 def example():
-    return runpy.run_path(str(Path(__file__).parents[1] / "examples" / "own_task.py"))
+    return runpy.run_path(str(ROOT / "examples" / "own_task.py"))
 
 
 def test_the_exact_solution_has_no_loss(example):

@@ -6,19 +6,18 @@ import re
 import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import matplotlib.image
 import numpy as np
 import pytest
+from places import ROOT
 
 from optax_unf import OptimizerConfig, __version__, load_card, load_weights, tasks
 from optax_unf.cli.options import RunOptions, StageOptions, run_config
 from optax_unf.cli.program import main
 from optax_unf.meta import PES, MetaTrainConfig, Stage, meta_train
 
-ROOT = Path(__file__).parents[1]
 TINY = ("--task", "mlp-digits", "--optimizer", "sgdm", "--no-progress")
 STAGE = ("--steps", "3", "--pairs", "1", "--truncation", "2", "--learning-rate", "0.1")
 RUN = ("--horizon", "4", "--evaluate-every", "1", "--evaluate-runs", "2")

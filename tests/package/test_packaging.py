@@ -10,8 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).parents[1]
 PRETRAINED = ROOT / "pretrained"
 
 # What is not a core dependency.

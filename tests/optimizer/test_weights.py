@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from places import ROOT
 
 from optax_unf import OptimizerConfig, init_weights, load_card, load_weights, make_spec, save_weights
 from optax_unf._safetensors import read_arrays, write_arrays
 from optax_unf.optimizer.weight_files import pretrained_names
 from optax_unf.tasks import get, task_spec
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+SHARED = ROOT.parent / "shared" / "data"
 AXES = {"conv": (None, "in", "out"), "fused": (("heads", "size"), "out"), "scale": ("out",)}
 PARAMS = {"conv": jnp.zeros((3, 2, 4)), "fused": jnp.zeros((6, 4)), "scale": jnp.zeros(4)}
 ARCHITECTURES = [
