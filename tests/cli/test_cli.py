@@ -91,6 +91,7 @@ def test_meta_train_then_resume_and_repeat(tmp_path, capsys):
     assert (out / "curves.png").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("alpha", "normalization", "warmup"), [(None, "leaf", 0.0), (2e-3, "entry", 40.0)])
 def test_meta_training_begins_with_other_weights(tmp_path, alpha, normalization, warmup):
     start = "mlp-fashion-mnist-sgdm"
@@ -189,6 +190,7 @@ def test_other_commands_say_what_is_wrong(arguments, message, capsys, tmp_path, 
     assert message in failure(capsys, *arguments)
 
 
+@pytest.mark.slow
 def test_evaluate_in_a_process_of_its_own_on_several_devices(capsys):
     arguments = ["evaluate", "mlp-fashion-mnist-sgdm", "--task", "mlp-digits", "--seeds", "3", "--steps", "5"]
     main(arguments)
@@ -221,6 +223,7 @@ def test_a_damaged_comparison_is_not_written_over(capsys, tmp_path):
     assert path.read_text().endswith('"res')
 
 
+@pytest.mark.slow
 def test_compare_and_continue(tmp_path, capsys):
     command = [
         "compare",
@@ -257,6 +260,7 @@ def test_compare_and_continue(tmp_path, capsys):
     assert after == before
 
 
+@pytest.mark.slow
 def test_the_example_of_meta_training(capsys):
     main_of_example = runpy.run_path(str(ROOT / "examples" / "meta_train.py"))["main"]
     main_of_example.__globals__.update(OUTER_STEPS=2, HORIZON=20, TRUNCATION=5)

@@ -269,6 +269,7 @@ def test_pretrained_weights_train(name, monkeypatch):
     assert final_loss(losses)[0] < (0.5 if of_mlp else 0.85 * losses[0, 0])
 
 
+@pytest.mark.data
 @pytest.mark.parametrize("name", [name for name in pretrained_names() if load_weights(name).spec is not None])
 def test_pretrained_weights_of_one_space_fit_their_task(name, monkeypatch):
     monkeypatch.setenv("OPTAX_UNF_DATA", os.environ.get("OPTAX_UNF_DATA") or str(SHARED))

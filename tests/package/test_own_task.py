@@ -45,6 +45,7 @@ def test_the_names_of_axes(example):
     assert names["a"] not in (None, names["b"])
 
 
+@pytest.mark.slow
 def test_own_task(example, monkeypatch, capsys):
     main = example["main"]
     main.__globals__.update(HORIZON=100, RATES=np.array([1e-4, 1e-2]))

@@ -4,11 +4,11 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Int, Num, PyTree
 
 from optax_unf.meta.inner import InnerProblem, Theta
 
-Metrics: TypeAlias = dict[str, Float[Array, ""]]
+Metrics: TypeAlias = dict[str, Num[Array, ""]]
 
 
 @runtime_checkable
