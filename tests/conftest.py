@@ -7,8 +7,10 @@ import jax
 import jaxtyping
 import pytest
 
-# The shapes and dtypes that annotations promise, checked in every call: before anything imports the package.
-jaxtyping.install_import_hook("optax_unf", "shapes.checked")
+# The shapes and dtypes that annotations promise, checked in every call: before anything imports the package. Where no
+# arrays go, in `infer` and `cli`, the checks would only take time.
+_OF_ARRAYS = ("_sharding", "_xla", "compare", "meta", "nn", "nominal", "optimizer", "spec", "tasks", "zoo")
+jaxtyping.install_import_hook([f"optax_unf.{name}" for name in _OF_ARRAYS], "shapes.checked")
 
 # No threads for parts of a program, which do more work in all. Read once, when modules of tests make their arrays.
 _FLAGS = ["--xla_cpu_parallel_codegen_split_count=1"]
