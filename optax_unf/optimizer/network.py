@@ -159,7 +159,7 @@ def _trunk(layers: Sequence[Layer], x: Float[Array, "i *axes"]) -> Float[Array, 
     return x
 
 
-def _features(layers: Sequence[Layer], xs: Sequence[Float[Array, "i *shape"]]) -> list[Float[Array, "features *shape"]]:
+def _features(layers: Sequence[Layer], xs: Sequence[Float[Array, "i ..."]]) -> list[Float[Array, "features ..."]]:
     """The trunk on whole leaves. A pointwise one does not see leaves: small ones together are one matrix."""
     pointwise = all("pooled" not in params for params in layers)
     small = [pointwise and math.prod(x.shape[1:]) <= _SMALL_ENTRIES for x in xs]

@@ -70,7 +70,7 @@ SPACES = {"skip": SKIP, "fused": FUSED, "both axes": BOTH, "in a product": PRODU
 # UNF.
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(small_spaces(), st.sampled_from(["full", "tied"]), st.integers(0, 2**31))
 def test_unf_commutes_with_the_group(space, coefficients, seed):
     spec = make_concat_space(space)
@@ -107,7 +107,7 @@ def test_unf_spans_what_it_spans_on_separate_leaves(space):
 PLAIN = make_space([("a", "b"), ("b",), ("c", "c"), ("a", "b", "c"), ()])
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(small_spaces(brief_concat_axes), st.integers(0, 2**31))
 def test_tied_weights_of_a_plain_space_give_what_they_give_on_separate_leaves(space, seed):
     together, separate = make_concat_space(space), make_separate_space(space)

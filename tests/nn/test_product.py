@@ -41,6 +41,7 @@ def test_parts_have_the_derivatives_of_a_linear_map(sizes):
         np.testing.assert_array_equal(part, [one, other])
 
 
+@pytest.mark.xla
 def test_the_gradient_of_many_parts_puts_them_together():
     """That of slices would add up as many arrays of zeros."""
 
@@ -53,6 +54,7 @@ def test_the_gradient_of_many_parts_puts_them_together():
     assert "dynamic_update_slice" not in text
 
 
+@pytest.mark.xla
 def test_what_takes_one_of_many_parts_is_compiled_once():
     """The places of the parts are data: the compiled code of all parts of a shape is the same."""
 

@@ -1,7 +1,6 @@
 """Models as frameworks hold them, and the state in their checkpoints."""
 
 import runpy
-from pathlib import Path
 
 import chex
 import flax.serialization
@@ -11,10 +10,11 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from learned import AXES, make_params, make_weights
+from places import ROOT
 
 from optax_unf import unf
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = ROOT / "examples"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:haiku")

@@ -2,12 +2,12 @@
 
 import functools
 import io
-import os
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from places import data_folder
 
 from optax_unf import tasks
 from optax_unf.tasks.data.cifar10 import cifar10, read_cifar10
@@ -18,10 +18,7 @@ ARCHIVE = "cifar-10-binary.tar.gz"
 @pytest.fixture(scope="module")
 def data_dir() -> Path:
     """The folder with the real data files."""
-    for candidate in (os.environ.get("OPTAX_UNF_DATA") or "/nonexistent", Path(__file__).parents[2] / "shared/data"):
-        if Path(candidate, "cifar10", ARCHIVE).is_file():
-            return Path(candidate)
-    pytest.skip("needs CIFAR-10: set OPTAX_UNF_DATA to a folder that holds cifar10/")
+    return data_folder(f"cifar10/{ARCHIVE}")
 
 
 def record(label: int, image: np.ndarray) -> bytes:

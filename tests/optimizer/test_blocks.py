@@ -173,6 +173,7 @@ def test_tiles_do_not_overlap_where_somewhat_smaller_ones_fit():
     assert tiles((50257, 768), 2**14).length == 21
 
 
+@pytest.mark.xla
 @pytest.mark.parametrize(
     ("axes", "sizes"),
     [

@@ -3,12 +3,12 @@
 import re
 import runpy
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from places import ROOT
 
 from optax_unf import infer_spec
 from optax_unf.tasks import Task, task_spec
@@ -16,7 +16,7 @@ from optax_unf.tasks import Task, task_spec
 
 @pytest.fixture(scope="module")
 def example():
-    return runpy.run_path(str(Path(__file__).parents[1] / "examples" / "own_task.py"))
+    return runpy.run_path(str(ROOT / "examples" / "own_task.py"))
 
 
 def test_the_exact_solution_has_no_loss(example):
@@ -45,6 +45,7 @@ def test_the_names_of_axes(example):
     assert names["a"] not in (None, names["b"])
 
 
+@pytest.mark.slow
 def test_own_task(example, monkeypatch, capsys):
     main = example["main"]
     main.__globals__.update(HORIZON=100, RATES=np.array([1e-4, 1e-2]))

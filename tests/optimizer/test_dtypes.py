@@ -65,6 +65,7 @@ def test_types_are_stable_under_strict_promotion(head, config, accumulator_dtype
                 chex.assert_trees_all_equal_shapes_and_dtypes((updates, after), (params, state))
 
 
+@pytest.mark.usefixtures("unchecked")  # jaxtyping does not know all types of 8 bits
 @pytest.mark.parametrize("dtype", FLOAT8)
 def test_parameters_of_8_bits_learn(dtype):
     """A loss falls as far as the type resolves."""

@@ -121,7 +121,7 @@ def make(space: Any) -> tuple[PermutationSpec, dict[str, np.ndarray]]:
     return make_spec(tree, params, sizes={n: size for n, size in sizes.items() if n in used}), params
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(spaces(), st.integers(0, 2**31))
 def test_permute_agrees_with_numpy_and_the_inverse_undoes_it(space, seed):
     spec, params = make(space)
@@ -138,18 +138,7 @@ def test_permute_agrees_with_numpy_and_the_inverse_undoes_it(space, seed):
     chex.assert_trees_all_equal(spec.invert(spec.invert(g)), g)
 
 
-@settings(max_examples=25, deadline=None)
-@given(spaces(), st.integers(0, 2**31))
-def test_the_action_composes(space, seed):
-    spec, params = make(space)
-    g, h = (spec.random_permutation(key) for key in jax.random.split(jax.random.key(seed)))
-    both = {name: h[name][g[name]] for name in spec.sizes}
-    chex.assert_trees_all_equal(spec.permute(g, spec.permute(h, params)), spec.permute(both, params))
-    identity = {name: jnp.arange(size) for name, size in spec.sizes.items()}
-    chex.assert_trees_all_equal(spec.permute(identity, params), params)
-
-
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(spaces())
 def test_specs_are_hashable_printable_and_equal_whatever_the_order(space):
     spec, params = make(space)

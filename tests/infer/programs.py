@@ -1,6 +1,6 @@
 """Random programs over many operations, and a check of their inferred specs by real permutations.
 
-`python tests/programs.py 2000` checks so many programs that the suite does not, and prints those that fail.
+`python tests/infer/programs.py 2000` checks so many programs that the suite does not, and prints those that fail.
 """
 
 import sys

@@ -6,19 +6,18 @@ import re
 import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import matplotlib.image
 import numpy as np
 import pytest
+from places import ROOT
 
 from optax_unf import OptimizerConfig, __version__, load_card, load_weights, tasks
 from optax_unf.cli.options import RunOptions, StageOptions, run_config
 from optax_unf.cli.program import main
 from optax_unf.meta import PES, MetaTrainConfig, Stage, meta_train
 
-ROOT = Path(__file__).parents[1]
 TINY = ("--task", "mlp-digits", "--optimizer", "sgdm", "--no-progress")
 STAGE = ("--steps", "3", "--pairs", "1", "--truncation", "2", "--learning-rate", "0.1")
 RUN = ("--horizon", "4", "--evaluate-every", "1", "--evaluate-runs", "2")
@@ -92,6 +91,7 @@ def test_meta_train_then_resume_and_repeat(tmp_path, capsys):
     assert (out / "curves.png").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("alpha", "normalization", "warmup"), [(None, "leaf", 0.0), (2e-3, "entry", 40.0)])
 def test_meta_training_begins_with_other_weights(tmp_path, alpha, normalization, warmup):
     start = "mlp-fashion-mnist-sgdm"
@@ -190,6 +190,7 @@ def test_other_commands_say_what_is_wrong(arguments, message, capsys, tmp_path, 
     assert message in failure(capsys, *arguments)
 
 
+@pytest.mark.slow
 def test_evaluate_in_a_process_of_its_own_on_several_devices(capsys):
     arguments = ["evaluate", "mlp-fashion-mnist-sgdm", "--task", "mlp-digits", "--seeds", "3", "--steps", "5"]
     main(arguments)
@@ -222,6 +223,7 @@ def test_a_damaged_comparison_is_not_written_over(capsys, tmp_path):
     assert path.read_text().endswith('"res')
 
 
+@pytest.mark.slow
 def test_compare_and_continue(tmp_path, capsys):
     command = [
         "compare",
@@ -258,6 +260,7 @@ def test_compare_and_continue(tmp_path, capsys):
     assert after == before
 
 
+@pytest.mark.slow
 def test_the_example_of_meta_training(capsys):
     main_of_example = runpy.run_path(str(ROOT / "examples" / "meta_train.py"))["main"]
     main_of_example.__globals__.update(OUTER_STEPS=2, HORIZON=20, TRUNCATION=5)

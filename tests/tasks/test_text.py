@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from places import data_folder
 
 from optax_unf.tasks.data.text import Text, lm1b, python_reference
 from optax_unf.tasks.data.tokens import byte_pair_tokens
@@ -74,13 +75,9 @@ def test_the_text_that_comes_with_python(monkeypatch):
     assert "Python" in text.source
 
 
+@pytest.mark.data
 def test_sentences_of_the_benchmark_are_held_out():
-    for candidate in (os.environ.get("OPTAX_UNF_DATA") or "/nonexistent", Path(__file__).parents[2] / "shared/data"):
-        if Path(candidate, "lm1b", PARTS[0]).is_file():
-            text = lm1b(candidate)
-            break
-    else:
-        pytest.skip("needs parts of One Billion Word: set OPTAX_UNF_DATA to a folder that holds lm1b/")
+    text = lm1b(data_folder(f"lm1b/{PARTS[0]}"))
     train, test = (part.decode().splitlines() for part in (text.train, text.test))
     assert [len(train), len(test)] == [12_216, 12_105]  # as shared/data/README.md has it
     assert sum(len(line.split()) for line in train) == 310_490

@@ -118,12 +118,14 @@ def test_records_come_back_from_a_file(tmp_path):
         Records.read(tmp_path / "other.npz")
 
 
+@pytest.mark.data
 @needs_data
 @pytest.mark.parametrize("name", suite.SUITES["unseen"])
 def test_tasks_of_the_unseen_suite_can_be_traced(name):
     _check_task(suite.get("unseen", name))
 
 
+@pytest.mark.data
 @needs_data
 @pytest.mark.parametrize("name", [name for i, name in enumerate(suite.SUITES["probe"]) if i % 2])
 def test_tasks_of_the_probe_suite_can_be_traced(name):

@@ -1,7 +1,6 @@
 """The inner tasks and their data files."""
 
 import gzip
-import os
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import jax.test_util
 import numpy as np
 import pytest
+from places import data_folder
 
 from optax_unf import make_spec, tasks
 from optax_unf.tasks import MLPTask, Task, task_spec
@@ -27,14 +27,7 @@ FASHION_FILES = (
 @pytest.fixture(scope="module")
 def data_dir() -> Path:
     """The folder with the real data files."""
-    candidates = [
-        Path(os.environ.get("OPTAX_UNF_DATA") or "/nonexistent"),
-        Path(__file__).parents[2] / "shared" / "data",
-    ]
-    for candidate in candidates:
-        if (candidate / "fashion_mnist" / FASHION_FILES[0]).is_file():
-            return candidate
-    pytest.skip("needs Fashion-MNIST: set OPTAX_UNF_DATA to a folder that holds fashion_mnist/")
+    return data_folder(f"fashion_mnist/{FASHION_FILES[0]}")
 
 
 @pytest.fixture(scope="module")

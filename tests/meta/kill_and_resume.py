@@ -1,6 +1,6 @@
 """Kills a meta-training run at random moments and resumes it until it finishes.
 
-    python tests/kill_and_resume.py --trials 20
+    python tests/meta/kill_and_resume.py --trials 20
 
 Each trial kills the run several times, by SIGKILL after a random delay or as soon as it begins to write a checkpoint.
 It fails unless the final meta-weights have the bits, and the metrics the numbers, of a run that nobody killed.

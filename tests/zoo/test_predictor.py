@@ -225,6 +225,7 @@ def test_a_predictor_fits_another_size():
     assert predict(larger).shape == (10,)
 
 
+@pytest.mark.slow
 def test_the_experiment_goes_on_and_has_a_page(tmp_path):
     zoo = tiny_zoo()
     results = list(run(zoo, ["trees"], [60, 96], [0, 1], others={"larger": tiny_zoo(hidden=6, models=10)}))

@@ -260,6 +260,7 @@ def test_settings_pass_as_plain_python_values():
     assert infer_spec(fn, params, jnp.ones((4, 3)), "relu", True).sizes == {"w1:1": 5}
 
 
+@pytest.mark.slow
 def test_the_same_spec_in_every_process():
     code = (
         "import jax.numpy as jnp, optax_unf\n"
@@ -378,6 +379,7 @@ class GPT2(nn.Module):
         return embed.attend(nn.LayerNorm()(x))
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_transformer_of_gpt_2_size():
     model = GPT2(12)
     tokens = jax.ShapeDtypeStruct((2, 1024), jnp.int32)

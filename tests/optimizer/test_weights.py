@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from places import ROOT
 
 from optax_unf import OptimizerConfig, init_weights, load_card, load_weights, make_spec, save_weights
 from optax_unf._safetensors import read_arrays, write_arrays
@@ -20,7 +21,7 @@ from optax_unf.optimizer.theta import to_arrays
 from optax_unf.optimizer.weight_files import pretrained_names
 from optax_unf.tasks import get, task_spec
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+SHARED = ROOT.parent / "shared" / "data"
 AXES = {"conv": (None, "in", "out"), "fused": (("heads", "size"), "out"), "scale": ("out",)}
 PARAMS = {"conv": jnp.zeros((3, 2, 4)), "fused": jnp.zeros((6, 4)), "scale": jnp.zeros(4)}
 ARCHITECTURES = [
@@ -268,6 +269,7 @@ def test_pretrained_weights_train(name, monkeypatch):
     assert final_loss(losses)[0] < (0.5 if of_mlp else 0.85 * losses[0, 0])
 
 
+@pytest.mark.data
 @pytest.mark.parametrize("name", [name for name in pretrained_names() if load_weights(name).spec is not None])
 def test_pretrained_weights_of_one_space_fit_their_task(name, monkeypatch):
     monkeypatch.setenv("OPTAX_UNF_DATA", os.environ.get("OPTAX_UNF_DATA") or str(SHARED))

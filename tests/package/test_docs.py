@@ -3,9 +3,9 @@
 import contextlib
 import io
 import re
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from places import ROOT
+
 # A block of Python, and the block of its output where one follows.
 BLOCK = re.compile(r"```python\n(.*?)```(?:\s*```text\n(.*?)```)?", re.DOTALL)
 

@@ -10,8 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).parents[1]
 PRETRAINED = ROOT / "pretrained"
 
 # What is not a core dependency.
@@ -50,6 +50,7 @@ def python(wheel, tmp_path_factory) -> Path:
     return python
 
 
+@pytest.mark.slow
 def test_wheel_has_every_file(wheel):
     with zipfile.ZipFile(wheel) as archive:
         found = set(archive.namelist())
@@ -92,6 +93,7 @@ print(json.dumps({"file": optax_unf.__file__, "names": names, "tasks": tasks, "v
 """
 
 
+@pytest.mark.slow
 def test_installed_wheel_finds_its_weights(python, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
@@ -102,6 +104,7 @@ def test_installed_wheel_finds_its_weights(python, tmp_path):
     assert len(set(found["versions"])) == 1
 
 
+@pytest.mark.slow
 def test_checkout_finds_its_weights(tmp_path):
     found = json.loads(run(sys.executable, "-c", SCRIPT, cwd=tmp_path, PYTHONPATH=str(ROOT)))
     assert Path(found["file"]).resolve() == ROOT / "optax_unf" / "__init__.py"
