@@ -37,6 +37,15 @@ def _compilation(tmp_path_factory, worker_id):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Tests run under jax's strict promotion, but for those that say why not."""
+    if item.get_closest_marker("promotes"):
+        return (yield)
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        return (yield)
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if "data_dir" in getattr(item, "fixturenames", ()):

@@ -48,7 +48,7 @@ class Regression:
 
     def loss(self, params, batch):
         x, y = batch
-        return jnp.mean((x @ params["w"].T + params["b"] - y) ** 2)
+        return jnp.mean((x @ params["w"].T + params["b"][None] - y) ** 2)
 
 
 SMALL = OptimizerConfig(hidden_channels=8, hidden_layers=1)

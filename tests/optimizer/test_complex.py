@@ -10,6 +10,8 @@ import pytest
 from optax_unf import Inferred, OptimizerConfig, check_spec, infer_spec, init_weights, make_spec, unf
 from optax_unf.spec.pairs import joined
 
+pytestmark = pytest.mark.promotes("complex times real")
+
 X = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
 AXES = {"a": ("in", "hidden"), "b": {"kernel": ("hidden", "out"), "scale": ("out",)}}
 
