@@ -29,7 +29,7 @@ from optax_unf.meta.outer import TrainState, make_outer_step, start_stage, state
 from optax_unf.meta.particles import placed
 from optax_unf.optimizer.meta_weights import MetaWeights, init_weights
 from optax_unf.optimizer.network import OptimizerConfig
-from optax_unf.tasks.task import Task, task_spec
+from optax_unf.tasks.task import TaskLike, task_spec
 
 # Settings that a run may change when it continues: they do not change its result.
 _FREE = ("checkpoint_every", "keep_checkpoints")
@@ -55,7 +55,7 @@ class MetaTrainResult:
 
 def meta_train(
     optimizer: OptimizerConfig,
-    task: Task | Sequence[Task],
+    task: TaskLike | Sequence[TaskLike],
     config: MetaTrainConfig,
     key: Array,
     *,
@@ -208,7 +208,7 @@ class _Position:
         return sum(stage.steps for stage in config.stages[: self.stage]) + self.step
 
 
-def _initial_weights(optimizer: OptimizerConfig, tasks: dict[str, Task], key: Array) -> MetaWeights:
+def _initial_weights(optimizer: OptimizerConfig, tasks: dict[str, TaskLike], key: Array) -> MetaWeights:
     """Fresh meta-weights that have every coefficient that a task asks for."""
     first, *others = (init_weights(optimizer, task_spec(task, optimizer.head), key) for task in tasks.values())
     theta = functools.reduce(_merged, (weights.theta for weights in others), first.theta)
@@ -234,7 +234,7 @@ def _evaluated(
 
 
 def _settings(
-    optimizer: OptimizerConfig, tasks: dict[str, Task], config: MetaTrainConfig, key: Array, start: str | None
+    optimizer: OptimizerConfig, tasks: dict[str, TaskLike], config: MetaTrainConfig, key: Array, start: str | None
 ) -> dict[str, Any]:
     data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
     settings = {

@@ -41,7 +41,7 @@ class MetaWeights:
         """The decay of the nominal momentum."""
         return jax.nn.sigmoid(self.theta["logit_gamma_0"])
 
-    def warmup(self, count: Int[ArrayLike, ""]) -> Float[Array, ""]:
+    def warmup(self, count: Int[ArrayLike, "..."]) -> Float[Array, "..."]:
         """What the step after `count` others is multiplied by: 1 unless the architecture has a warm-up."""
         if not self.config.step_warmup:
             return jnp.float32(1.0)
