@@ -2,6 +2,7 @@
 
 import gc
 import os
+from pathlib import Path
 
 import jax
 import jaxtyping
@@ -11,6 +12,9 @@ import pytest
 # arrays go, in `infer` and `cli`, the checks would only take time.
 _OF_ARRAYS = ("_sharding", "_xla", "compare", "meta", "nn", "nominal", "optimizer", "spec", "tasks", "zoo")
 jaxtyping.install_import_hook([f"optax_unf.{name}" for name in _OF_ARRAYS], "shapes.checked")
+
+_TESTS = Path(__file__).parent
+_STRICT = ("meta/test_estimators", "nn/", "nominal/", "optimizer/", "spec/")
 
 # No threads for parts of a program, which do more work in all. Read once, when modules of tests make their arrays.
 _FLAGS = ["--xla_cpu_parallel_codegen_split_count=1"]
@@ -35,6 +39,18 @@ def _compilation(tmp_path_factory, worker_id):
     os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
     jax.config.update("jax_compilation_cache_dir", str(common / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Tests of the mathematics run under jax's strict promotion, but for those that say why not.
+
+    Tasks and examples are left out: as most models do, they add biases to rows, and optax's Adam takes powers of counts.
+    """
+    if not str(item.path.relative_to(_TESTS)).startswith(_STRICT) or item.get_closest_marker("promotes"):
+        return (yield)
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        return (yield)
 
 
 def pytest_collection_modifyitems(items):

@@ -24,7 +24,7 @@ from optax_unf.optimizer.meta_weights import MetaWeights, check_fits
 from optax_unf.optimizer.pretrained import Listing, list_pretrained
 from optax_unf.optimizer.transfer import transfer_weights
 from optax_unf.optimizer.weight_files import load_weights, pretrained_names, save_weights
-from optax_unf.tasks.task import task_horizon, task_name, task_spec
+from optax_unf.tasks.task import as_task, task_horizon, task_spec
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -223,7 +223,7 @@ def compare(
     _start_devices(devices)
     for name in task:
         loaded = tasks.get(name, data_dir=data_dir)
-        name = task_name(loaded)
+        name = as_task(loaded).name
         learned = _labelled(weights or _pretrained_for(name))
         before = None if fresh else read_comparison(out / f"{name}.json")
         made = provenance(_command())

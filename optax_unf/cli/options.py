@@ -9,7 +9,7 @@ from typing import Any, Literal
 from optax_unf.meta import NRES, PES, Backprop, FullES, MetaTrainConfig, Stage, TruncatedES
 from optax_unf.meta.recipes import small_budget
 from optax_unf.optimizer.architecture import Head
-from optax_unf.tasks.task import task_horizon, task_name
+from optax_unf.tasks.task import as_task, task_horizon
 
 _ESTIMATORS = {"pes": PES, "truncated-es": TruncatedES, "nres": NRES, "full-es": FullES, "backprop": Backprop}
 _OF_ESTIMATORS = {"pairs", "runs", "truncation", "skip", "sigma", "objective"}
@@ -116,7 +116,7 @@ def run_config(
     if recipe and (given := _given(stage)):
         raise ValueError(f"--recipe {recipe} holds the settings of all stages, but {_flags(given)} is given besides.")
     horizon = _horizon(tasks) if run.horizon is None else run.horizon
-    stages = small_budget(tasks[0].name, head) if recipe else (stage.stage(),)
+    stages = small_budget(as_task(tasks[0]).name, head) if recipe else (stage.stage(),)
     return MetaTrainConfig(stages, **(dataclasses.asdict(run) | {"horizon": horizon}))
 
 
@@ -131,7 +131,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _horizon(tasks: Sequence[Any]) -> int:
-    horizons = {task_name(task): task_horizon(task) for task in tasks}
+    horizons = {as_task(task).name: task_horizon(task) for task in tasks}
     if len(set(horizons.values())) > 1:
         raise ValueError(f"Tasks that are meta-trained on together need one --horizon, but theirs are {horizons}.")
     return next(iter(horizons.values()))

@@ -16,7 +16,7 @@ from optax_unf.compare.suite import QUICK, SUITES, get
 from optax_unf.compare.summary import summarize
 from optax_unf.compare.sweep import Settings, sweep
 from optax_unf.meta.card import provenance
-from optax_unf.tasks.task import Task
+from optax_unf.tasks.task import Task, as_task, check_held_out, task_horizon
 
 
 def run_suite(
@@ -88,10 +88,10 @@ def _candidates(
 
 def _load(suite: str, name: str, seen: set[str]) -> Task:
     """A task of the suite or of the user's, whose name joins those that were seen."""
-    task = tasks.get(name) if ":" in name else get(suite, name)
-    if missing := [what for what in ("held_out", "horizon") if not hasattr(task, what)]:
-        raise ValueError(f"A task of a suite must have held_out and horizon, but {name} lacks {', '.join(missing)}.")
-    seen.add(task.name)  # pyright: ignore[reportAttributeAccessIssue]
+    task = as_task(tasks.get(name) if ":" in name else get(suite, name))
+    check_held_out(task)
+    task_horizon(task)
+    seen.add(task.name)
     return task
 
 

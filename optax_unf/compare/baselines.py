@@ -14,7 +14,7 @@ from optax_unf.meta.evaluate import final_loss
 from optax_unf.meta.fresh import numbered_keys
 from optax_unf.meta.inner import Training, unroll
 from optax_unf.meta.particles import map_particles
-from optax_unf.tasks.task import Task
+from optax_unf.tasks.task import TaskLike
 
 WEIGHT_DECAY = 1e-4
 TUNING_SEEDS = 3
@@ -41,7 +41,7 @@ class Baseline:
         """The 9 rates of the grid."""
         return tuple(self.middle * 2.0**power for power in range(-4, 5))
 
-    def training(self, task: Task, steps: int) -> Training:
+    def training(self, task: TaskLike, steps: int) -> Training:
         """Training of a task in so many steps, theta being the rate."""
         return Training(task, lambda rate: self.make(rate, steps))
 
@@ -59,7 +59,7 @@ def _cosine(rate: Float[Array, ""], steps: int) -> optax.Schedule:
     return optax.cosine_decay_schedule(rate, steps)  # pyright: ignore[reportArgumentType]
 
 
-def tune(baseline: Baseline, task: Task, steps: int) -> dict[float, float]:
+def tune(baseline: Baseline, task: TaskLike, steps: int) -> dict[float, float]:
     """The mean final training loss over the tuning seeds, at each rate of the grid and of what it took beyond.
 
     The grid is extended by one rate at a time until its best rate is not at an end.

@@ -13,9 +13,9 @@ from optax_unf._imported import imported
 from optax_unf.infer import Inferred
 from optax_unf.optimizer.unf import unf
 from optax_unf.optimizer.weight_files import load_weights
-from optax_unf.tasks.task import Params, Task
+from optax_unf.tasks.task import Params, TaskLike, as_task
 
-Make = Callable[[Float[Array, ""], int, Task], optax.GradientTransformation]
+Make = Callable[[Float[Array, ""], int, TaskLike], optax.GradientTransformation]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,19 +51,19 @@ def _adam(b2: float) -> Make:
     return lambda rate, steps, task: optax.adam(cosine(rate, steps), b2=b2)
 
 
-def _sgdm(rate: Array, steps: int, task: Task) -> optax.GradientTransformation:
+def _sgdm(rate: Array, steps: int, task: TaskLike) -> optax.GradientTransformation:
     return optax.sgd(cosine(rate, steps), momentum=0.9)
 
 
-def _muon(rate: Array, steps: int, task: Task) -> optax.GradientTransformation:
+def _muon(rate: Array, steps: int, task: TaskLike) -> optax.GradientTransformation:
     return optax.contrib.muon(cosine(rate, steps))
 
 
-def _prodigy(rate: Array, steps: int, task: Task) -> optax.GradientTransformation:
+def _prodigy(rate: Array, steps: int, task: TaskLike) -> optax.GradientTransformation:
     return optax.contrib.prodigy(cosine(rate, steps))
 
 
-def _schedule_free(rate: Array, steps: int, task: Task) -> optax.GradientTransformation:
+def _schedule_free(rate: Array, steps: int, task: TaskLike) -> optax.GradientTransformation:
     return optax.contrib.schedule_free_adamw(0.0025 * rate, warmup_steps=max(1, steps // 20))
 
 
@@ -117,7 +117,7 @@ def _imported(source: str, spec: str) -> Make:
     if spec == "inferred" and "spec" not in taken:
         raise ValueError(f"{source} must take an argument spec to be given inferred specs, but takes {list(taken)}.")
 
-    def make(factor: Array, steps: int, task: Task) -> optax.GradientTransformation:
+    def make(factor: Array, steps: int, task: TaskLike) -> optax.GradientTransformation:
         given = {"factor": factor} if "factor" in taken else {}
         return function(steps, **given, **({"spec": _axes(task)} if spec == "inferred" else {}))
 
@@ -127,15 +127,15 @@ def _imported(source: str, spec: str) -> Make:
 def _learned(source: str, spec: str) -> Make:
     weights = load_weights(source)
 
-    def make(factor: Array, steps: int, task: Task) -> optax.GradientTransformation:
+    def make(factor: Array, steps: int, task: TaskLike) -> optax.GradientTransformation:
         axes = _axes(task) if spec == "inferred" else None
         return unf(weights, total_steps=steps, factor=factor, spec=axes, block_entries=0)
 
     return make
 
 
-def _axes(task: Task) -> Any:
+def _axes(task: TaskLike) -> Any:
     """The task's spec: its own, or for a task without one, inferred from its loss."""
-    if (axes := getattr(task, "axes", None)) is not None:
+    if (axes := as_task(task).axes) is not None:
         return axes
     return Inferred(task.loss, jax.eval_shape(task.sample, jax.random.key(0)))

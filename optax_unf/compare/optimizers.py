@@ -15,17 +15,17 @@ from optax_unf.compare.baselines import ADAM, BASELINES, TUNING_SEEDS, WEIGHT_DE
 from optax_unf.compare.results import Curve, Result, mean_and_error
 from optax_unf.meta.card import digest
 from optax_unf.meta.evaluate import FINAL_STEPS
-from optax_unf.meta.fresh import check_held_out, fresh_keys, fresh_runs
+from optax_unf.meta.fresh import fresh_keys, fresh_runs
 from optax_unf.meta.inner import Theta, Training, learned_training, unroll
 from optax_unf.optimizer.meta_weights import MetaWeights, check_fits
-from optax_unf.tasks.task import Task, task_horizon, task_name, task_spec
+from optax_unf.tasks.task import TaskLike, as_task, check_held_out, task_horizon, task_spec
 
 _CURVE_POINTS = 200
 _TIMED_STEPS, _TIMED_REPEATS = 100, 7
 
 
 def compare_optimizers(
-    task: Task,
+    task: TaskLike,
     learned: Mapping[str, MetaWeights],
     *,
     steps: int | None = None,
@@ -70,7 +70,7 @@ def compare_optimizers(
     others = [baseline for baseline in baselines if baseline.name != ADAM.name]
     contenders = [_Tuned(baseline) for baseline in (ADAM, *others)]
     contenders += [_MetaTrained(name, weights) for name, weights in learned.items()]
-    common = {"task": task_name(task), "steps": steps, "seeds": seeds}
+    common = {"task": as_task(task).name, "steps": steps, "seeds": seeds}
     known_results = {result.name: result for result in known}
     adam_loss = None
     for contender in contenders:
@@ -115,11 +115,11 @@ class _Tuned:
         decay = {"weight_decay": WEIGHT_DECAY} if self.name.startswith("AdamW") else {}
         return {"grid": list(self.baseline.rates), "tuning_seeds": TUNING_SEEDS, **decay}
 
-    def tuning(self, task: Task, steps: int) -> dict[str, Any]:
+    def tuning(self, task: TaskLike, steps: int) -> dict[str, Any]:
         losses = tune(self.baseline, task, steps)
         return {"learned": False, "rate": best_rate(losses), "tuning": tuple(losses.items())}
 
-    def trained(self, task: Task, steps: int, rate: float | None) -> tuple[Training, Theta]:
+    def trained(self, task: TaskLike, steps: int, rate: float | None) -> tuple[Training, Theta]:
         return self.baseline.training(task, steps), jnp.float32(rate)
 
 
@@ -132,11 +132,11 @@ class _MetaTrained:
     def settings(self) -> dict[str, Any]:
         return {"optimizer": dataclasses.asdict(self.weights.config), "weights": digest(self.weights)}
 
-    def tuning(self, task: Task, steps: int) -> dict[str, Any]:
+    def tuning(self, task: TaskLike, steps: int) -> dict[str, Any]:
         del task, steps
         return {"learned": True, "rate": None}
 
-    def trained(self, task: Task, steps: int, rate: float | None) -> tuple[Training, Theta]:
+    def trained(self, task: TaskLike, steps: int, rate: float | None) -> tuple[Training, Theta]:
         del steps, rate
         return learned_training(self.weights.config, task), self.weights.theta
 
@@ -144,7 +144,7 @@ class _MetaTrained:
 def _measured(
     contender: _Tuned | _MetaTrained,
     settings: dict[str, Any],
-    task: Task,
+    task: TaskLike,
     steps: int,
     seeds: int,
     adam_loss: float | None,

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from optax_unf.compare.data import Generated, Rows, Windows
 from optax_unf.infer import Inferred
-from optax_unf.tasks.task import Params
+from optax_unf.tasks.task import Params, Task
 
 Field = Callable[[Float[Array, " dims"]], Float[Array, ""]]
 
@@ -35,7 +35,7 @@ def squared_error(outputs: Float[Array, "..."], targets: Float[Array, "..."]) ->
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Problem(abc.ABC):
+class Problem(Task):
     """What all problems have in common.
 
     Attributes:

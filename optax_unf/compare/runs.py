@@ -16,10 +16,10 @@ from jaxtyping import Array, Float, PyTree
 from optax_unf.compare.contenders import ADAM, Contender
 from optax_unf.compare.records import Record
 from optax_unf.compare.speed import final_loss, smoothed
-from optax_unf.meta.fresh import check_held_out, fresh_keys, numbered_keys
+from optax_unf.meta.fresh import fresh_keys, numbered_keys
 from optax_unf.meta.inner import InnerRun, Training, unroll
 from optax_unf.meta.particles import map_particles
-from optax_unf.tasks.task import Task
+from optax_unf.tasks.task import TaskLike, as_task, check_held_out, task_horizon
 
 TUNING_SEEDS = 2
 # Settings of a grid, fresh seeds, and runs of one call of a compiled program.
@@ -31,7 +31,9 @@ _TIMED_STEPS, _TIMED_REPEATS = 30, 5
 Runner = Callable[[Sequence[float], Array], tuple[np.ndarray, np.ndarray]]
 
 
-def measure(contender: Contender, task: Task, *, seeds: int = LANES, made: Mapping[str, Any] | None = None) -> Record:
+def measure(
+    contender: Contender, task: TaskLike, *, seeds: int = LANES, made: Mapping[str, Any] | None = None
+) -> Record:
     """Runs a contender on fresh seeds, after its setting was tuned on others if it has a grid.
 
     Args:
@@ -48,7 +50,7 @@ def measure(contender: Contender, task: Task, *, seeds: int = LANES, made: Mappi
     setting = min(tuning, key=lambda s: tuning[s]) if tuning else contender.setting
     losses, held_out = runner([setting] * seeds, fresh_keys(seeds))
     return Record(
-        task=task.name,  # pyright: ignore[reportAttributeAccessIssue]
+        task=as_task(task).name,
         contender=contender.name,
         horizon=losses.shape[1],
         setting=setting,
@@ -61,16 +63,16 @@ def measure(contender: Contender, task: Task, *, seeds: int = LANES, made: Mappi
     )
 
 
-def timed(record: Record, contender: Contender, task: Task, adam_seconds: float) -> Record:
+def timed(record: Record, contender: Contender, task: TaskLike, adam_seconds: float) -> Record:
     """The record with the time of an inner step over Adam's."""
     seconds = seconds_per_step(contender, task, record.setting)
     return dataclasses.replace(record, relative_seconds=seconds / adam_seconds)
 
 
-def seconds_per_step(contender: Contender, task: Task, setting: float) -> float:
+def seconds_per_step(contender: Contender, task: TaskLike, setting: float) -> float:
     """The median time of an inner step of one run, many to a call."""
     training = _training(contender, task)
-    length = min(_TIMED_STEPS, task.horizon)  # pyright: ignore[reportAttributeAccessIssue]
+    length = min(_TIMED_STEPS, task_horizon(task))
     run = jax.jit(training.start)(jnp.float32(setting), jax.random.key(0))
     call = jax.jit(lambda setting, run: unroll(training, setting, run, length))
     jax.block_until_ready(call(jnp.float32(setting), run))
@@ -82,20 +84,20 @@ def seconds_per_step(contender: Contender, task: Task, setting: float) -> float:
     return float(np.median(times)) / length
 
 
-def adam_seconds(task: Task) -> float:
+def adam_seconds(task: TaskLike) -> float:
     """The time of an inner step with Adam, the unit of `Record.relative_seconds`."""
     return seconds_per_step(ADAM, task, 1e-3)
 
 
-def _training(contender: Contender, task: Task) -> Training:
-    horizon = task.horizon  # pyright: ignore[reportAttributeAccessIssue]
+def _training(contender: Contender, task: TaskLike) -> Training:
+    horizon = task_horizon(task)
     return Training(task, lambda setting: contender.make(setting, horizon, task))
 
 
-def _runner(contender: Contender, task: Task, lanes: int) -> Runner:
+def _runner(contender: Contender, task: TaskLike, lanes: int) -> Runner:
     """Runs, so many to a call of one compiled program."""
     training = _training(contender, task)
-    horizon = task.horizon  # pyright: ignore[reportAttributeAccessIssue]
+    horizon = task_horizon(task)
     start, held_out_loss = _ends(task)
 
     def run(lane: tuple[Float[Array, ""], InnerRun]) -> tuple[PyTree, Array]:
@@ -124,7 +126,7 @@ def _runner(contender: Contender, task: Task, lanes: int) -> Runner:
 
 
 @functools.lru_cache(maxsize=2)
-def _ends(task: Task) -> tuple[Callable[[Array], InnerRun], Callable[[PyTree], Array]]:
+def _ends(task: TaskLike) -> tuple[Callable[[Array], InnerRun], Callable[[PyTree], Array]]:
     """Fresh runs without an optimizer from their keys, and the held-out losses of parameters: alike for all contenders.
 
     Both are computed once and hardly optimized, since random numbers take XLA long to compile.
@@ -133,7 +135,7 @@ def _ends(task: Task) -> tuple[Callable[[Array], InnerRun], Callable[[PyTree], A
     check_held_out(task)
 
     def loss(params: PyTree) -> Float[Array, ""]:
-        return task.loss(params, task.held_out())  # pyright: ignore[reportAttributeAccessIssue]
+        return task.loss(params, as_task(task).held_out())
 
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
     starts = jax.jit(jax.vmap(lambda key: training.start(0.0, key)), compiler_options=options)

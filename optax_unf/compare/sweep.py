@@ -7,7 +7,7 @@ from typing import Any
 from optax_unf.compare.contenders import BASELINES, Contender
 from optax_unf.compare.records import Record, Records
 from optax_unf.compare.runs import LANES, adam_seconds, measure, timed
-from optax_unf.tasks.task import Task
+from optax_unf.tasks.task import TaskLike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Settings:
 
 
 def sweep(
-    tasks: Iterable[Callable[[], Task]],
+    tasks: Iterable[Callable[[], TaskLike]],
     candidates: Sequence[Contender],
     known: Records,
     *,

@@ -19,13 +19,13 @@ from optax_unf.meta.config import MetaTrainConfig
 from optax_unf.optimizer.architecture import OptimizerConfig
 from optax_unf.optimizer.meta_weights import MetaWeights
 from optax_unf.optimizer.theta import to_arrays
-from optax_unf.tasks.task import Task, task_name, task_source
+from optax_unf.tasks.task import TaskLike, as_task
 
 _PACKAGES = ("optax-unf", "jax", "flax", "optax")
 
 
 def make_card(
-    tasks: Sequence[Task],
+    tasks: Sequence[TaskLike],
     optimizer: OptimizerConfig,
     config: MetaTrainConfig,
     curve: Sequence[Mapping[str, float]],
@@ -54,8 +54,8 @@ def make_card(
       ('mlp-digits', 50000, 'optax-unf meta-train')
     """
     return {
-        "task": ", ".join(task_name(task) for task in tasks),
-        "data": ", ".join(dict.fromkeys(task_source(task) for task in tasks)),
+        "task": ", ".join(as_task(task).name for task in tasks),
+        "data": ", ".join(dict.fromkeys(as_task(task).source for task in tasks)),
         "command": made["command"],
         "commit": made["commit"],
         "date": made["date"],

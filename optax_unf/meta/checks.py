@@ -6,26 +6,25 @@ from typing import Any
 
 from optax_unf.optimizer.architecture import OptimizerConfig
 from optax_unf.optimizer.meta_weights import MetaWeights, check_fits
-from optax_unf.tasks.task import Task, task_spec
+from optax_unf.tasks.task import TaskLike, as_task, lacking, task_spec
 
 
-def named_tasks(task: Task | Sequence[Task]) -> dict[str, Task]:
+def named_tasks(task: TaskLike | Sequence[TaskLike]) -> dict[str, TaskLike]:
     """Tasks by their names; one of the class where a task has none, and numbered where several have the same."""
     # A task may be a tuple, too.
-    tasks: list[Any] = [task] if isinstance(task, Task | str) or not isinstance(task, Iterable) else list(task)
+    tasks: list[Any] = [task] if isinstance(task, TaskLike | str) or not isinstance(task, Iterable) else list(task)
     if not tasks:
         raise ValueError("Meta-training needs at least one task, but the sequence of tasks is empty.")
     for one in tasks:
-        lacking = [name for name in ("init", "sample", "loss") if not callable(getattr(one, name, None))]
-        if lacking or isinstance(one, type):
+        if (missing := lacking(one)) or isinstance(one, type):
             raise TypeError(
                 f"A task must be an object with the methods init, sample and loss, but {one!r} "
-                f"{'is a class' if isinstance(one, type) else 'lacks ' + ', '.join(lacking)}. optax_unf.tasks.get "
+                f"{'is a class' if isinstance(one, type) else 'lacks ' + ', '.join(missing)}. optax_unf.tasks.get "
                 f"makes one from a name."
             )
-    named: dict[str, Task] = {}
+    named: dict[str, TaskLike] = {}
     for one in tasks:
-        name = base = getattr(one, "name", type(one).__name__)
+        name = base = as_task(one).name
         number = 1
         while name in named:
             number += 1
@@ -34,7 +33,7 @@ def named_tasks(task: Task | Sequence[Task]) -> dict[str, Task]:
     return named
 
 
-def check_spaces(optimizer: OptimizerConfig, tasks: dict[str, Task]) -> None:
+def check_spaces(optimizer: OptimizerConfig, tasks: dict[str, TaskLike]) -> None:
     """Refuses tasks of different weight spaces for an architecture that fits one only."""
     if not optimizer.fits_one_space:
         return
@@ -49,7 +48,7 @@ def check_spaces(optimizer: OptimizerConfig, tasks: dict[str, Task]) -> None:
             ) from error
 
 
-def check_start(weights: MetaWeights, optimizer: OptimizerConfig, tasks: dict[str, Task]) -> None:
+def check_start(weights: MetaWeights, optimizer: OptimizerConfig, tasks: dict[str, TaskLike]) -> None:
     """Refuses weights of another architecture; initial values of scalars may differ."""
     found, wanted = dataclasses.asdict(weights.config), dataclasses.asdict(optimizer)
     for name in ("alpha", "beta", "gamma_0"):

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from optax_unf.meta.inner import Theta, Training, unroll
 from optax_unf.meta.particles import map_particles
-from optax_unf.tasks.task import Task
+from optax_unf.tasks.task import as_task, check_held_out
 
 
 class Runs(NamedTuple):
@@ -55,7 +55,7 @@ def fresh_runs(training: Training, theta: Theta, keys: Array, steps: int) -> Run
     def run_all(theta: Theta, keys: Array) -> Runs:
         def run(key: Array) -> Runs:
             end, losses = unroll(training, theta, training.start(theta, key), steps)
-            return Runs(losses, training.task.loss(end.params, training.task.held_out()))  # type: ignore[attr-defined]
+            return Runs(losses, training.task.loss(end.params, as_task(training.task).held_out()))
 
         return map_particles(run, keys)
 
@@ -65,12 +65,3 @@ def fresh_runs(training: Training, theta: Theta, keys: Array, steps: int) -> Run
 def numbered_keys(seed: int, count: int) -> Array:
     """Keys `[count]` of which the first ones do not depend on how many there are."""
     return jax.vmap(lambda n: jax.random.fold_in(jax.random.key(seed), n))(jnp.arange(count))
-
-
-def check_held_out(task: Task) -> None:
-    """Raises ValueError if a task has no held-out data."""
-    if not hasattr(task, "held_out"):
-        raise ValueError(
-            f"A validation loss needs a task with a method `held_out()`, which returns a batch, but "
-            f"{type(task).__name__} has none."
-        )

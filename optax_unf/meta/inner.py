@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 from optax_unf.optimizer.architecture import OptimizerConfig
 from optax_unf.optimizer.meta_weights import MetaWeights
 from optax_unf.optimizer.unf import unf
-from optax_unf.tasks.task import Task, task_spec
+from optax_unf.tasks.task import TaskLike, as_task, task_spec
 
 Theta = PyTree[Float[ArrayLike, "..."]]
 
@@ -66,7 +66,7 @@ class Training:
       optimizer: from theta to an optax optimizer; `theta` may be a learning rate as well as meta-weights.
     """
 
-    task: Task
+    task: TaskLike
     optimizer: Callable[[Theta], optax.GradientTransformation]
 
     def start(self, theta: Theta, key: Array) -> InnerRun:
@@ -84,11 +84,11 @@ class Training:
         params = optax.apply_updates(run.params, updates)
         return InnerRun(params, state, run.steps + 1, run.key), loss
 
-    def _task_of_run(self, key: Array) -> Task:
-        return self.task.of_run(key) if hasattr(self.task, "of_run") else self.task  # type: ignore[attr-defined]
+    def _task_of_run(self, key: Array) -> TaskLike:
+        return as_task(self.task).of_run(key)
 
 
-def learned_training(config: OptimizerConfig, task: Task) -> Training:
+def learned_training(config: OptimizerConfig, task: TaskLike) -> Training:
     """Training of a task by the learned optimizer of this architecture, theta being its meta-weights' arrays."""
     spec = task_spec(task, config.head)
     return Training(task, lambda theta: unf(MetaWeights(theta, config, None), spec=spec, block_entries=0))

@@ -30,7 +30,7 @@ from optax_unf.meta.particles import placed
 from optax_unf.optimizer.architecture import OptimizerConfig
 from optax_unf.optimizer.meta_weights import MetaWeights, init_weights
 from optax_unf.optimizer.theta import Layer
-from optax_unf.tasks.task import Task, task_spec
+from optax_unf.tasks.task import TaskLike, task_spec
 
 # Settings that a run may change when it continues: they do not change its result.
 _FREE = ("checkpoint_every", "keep_checkpoints")
@@ -56,7 +56,7 @@ class MetaTrainResult:
 
 def meta_train(
     optimizer: OptimizerConfig,
-    task: Task | Sequence[Task],
+    task: TaskLike | Sequence[TaskLike],
     config: MetaTrainConfig,
     key: Array,
     *,
@@ -209,7 +209,7 @@ class _Position:
         return sum(stage.steps for stage in config.stages[: self.stage]) + self.step
 
 
-def _initial_weights(optimizer: OptimizerConfig, tasks: dict[str, Task], key: Array) -> MetaWeights:
+def _initial_weights(optimizer: OptimizerConfig, tasks: dict[str, TaskLike], key: Array) -> MetaWeights:
     """Fresh meta-weights that have every coefficient that a task asks for."""
     first, *others = (init_weights(optimizer, task_spec(task, optimizer.head), key) for task in tasks.values())
     network = functools.reduce(_merged, (weights.theta.network for weights in others), first.theta.network)
@@ -233,7 +233,7 @@ def _evaluated(
 
 
 def _settings(
-    optimizer: OptimizerConfig, tasks: dict[str, Task], config: MetaTrainConfig, key: Array, start: str | None
+    optimizer: OptimizerConfig, tasks: dict[str, TaskLike], config: MetaTrainConfig, key: Array, start: str | None
 ) -> dict[str, Any]:
     data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
     settings = {

@@ -38,7 +38,7 @@ class Scalars(NamedTuple):
         """The decay of the nominal momentum."""
         return jax.nn.sigmoid(self.logit_gamma_0)
 
-    def warmup(self, count: Int[ArrayLike, ""]) -> Float[Array, ""]:
+    def warmup(self, count: Int[ArrayLike, "..."]) -> Float[Array, "..."]:
         """What the update after `count` others is multiplied by: 1 without a warm-up."""
         if self.log_step_warmup is None:
             return jnp.float32(1.0)

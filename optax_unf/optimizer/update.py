@@ -18,8 +18,10 @@ from optax_unf.optimizer.network import Network, Tiling, tiling_for
 from optax_unf.optimizer.theta import Theta
 from optax_unf.spec.permutation_spec import PermutationSpec
 
-Leaves: TypeAlias = tuple[Float[ArrayLike, "..."], ...]
+Leaves: TypeAlias = tuple[Float[Array, "..."], ...]
 """An array for each leaf, in the order of the spec."""
+Given: TypeAlias = tuple[Float[ArrayLike, "..."], ...]
+"""The same as callers have them: without jit, leaves may be numpy arrays and plain numbers."""
 
 # As many programs are kept, for the weight spaces and architectures that were updated last.
 _KEPT = 128
@@ -35,8 +37,8 @@ class Moments(NamedTuple):
     """
 
     count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride] (optax names it so)
-    mu: tuple[Leaves, ...]
-    nu: Leaves | None
+    mu: tuple[Given, ...]
+    nu: Given | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +70,7 @@ def optimizer_for(architecture: OptimizerConfig, spec: PermutationSpec, tile_ent
 
 
 def direction_of(
-    optimizer: Optimizer, theta: Theta, params: Leaves, moments: Moments, grads: Leaves, nominal: Leaves | None
+    optimizer: Optimizer, theta: Theta, params: Given, moments: Moments, grads: Given, nominal: Given | None
 ) -> tuple[Leaves, Moments]:
     """The direction of Eq. 31, and the new moments, in the dtypes and shardings of parameters and old moments.
 
@@ -94,7 +96,7 @@ def _program(optimizer: Optimizer, shardings: PyTree) -> Callable[..., tuple[Lea
 
 
 def _update(
-    params: Leaves, moments: Moments, *, optimizer: Optimizer, theta: Theta, grads: Leaves, nominal: Leaves | None
+    params: Given, moments: Moments, *, optimizer: Optimizer, theta: Theta, grads: Given, nominal: Given | None
 ) -> tuple[Leaves, Moments]:
     architecture, scalars, (count, mu, nu) = optimizer.architecture, theta.scalars, moments
     dtype = at_least_float32(*map(jnp.result_type, params))
@@ -125,23 +127,23 @@ def next_count(count: Int[Array, ""]) -> Int[Array, ""]:
     return jnp.asarray(optax.safe_increment(count))
 
 
-def _momentum(gamma: Float[Array, ""], old: Leaves, g: Leaves) -> Leaves:
+def _momentum(gamma: Float[Array, ""], old: Given, g: Leaves) -> Leaves:
     """A momentum with one more gradient."""
-    m, g = _wide(old, gamma.dtype), _wide(g, gamma.dtype)
-    return _like([m + (1.0 - gamma) * (g - m) for m, g in zip(m, g, strict=True)], old)
+    pairs = zip(_wide(old, gamma.dtype), _wide(g, gamma.dtype), strict=True)
+    return _like([m + (1.0 - gamma) * (g - m) for m, g in pairs], old)
 
 
-def _preconditioned(g: Leaves, nu: Leaves, count: Int[Array, ""]) -> tuple[Leaves, Leaves]:
+def _preconditioned(g: Leaves, nu: Given, count: Int[Array, ""]) -> tuple[Leaves, Leaves]:
     """Gradients over their root mean squares, and the new mean squares."""
-    pairs = [preconditioned(x, v.astype(x.dtype), count) for x, v in zip(g, nu, strict=True)]
+    pairs = [preconditioned(x, jnp.asarray(v).astype(x.dtype), count) for x, v in zip(g, nu, strict=True)]
     scaled, new = zip(*pairs, strict=True)
     return scaled, _like(new, nu)
 
 
-def _wide(leaves: Leaves, dtype: jnp.dtype) -> Leaves:
+def _wide(leaves: Given, dtype: jnp.dtype) -> Leaves:
     return tuple(jnp.asarray(x).astype(dtype) for x in leaves)
 
 
-def _like(leaves: Sequence[Array], others: Leaves) -> Leaves:
+def _like(leaves: Sequence[Array], others: Given) -> Leaves:
     """The leaves in the dtypes of others. They stay apart: side by side in one array, they would lose shardings."""
     return tuple(x.astype(jnp.result_type(y)) for x, y in zip(leaves, others, strict=True))

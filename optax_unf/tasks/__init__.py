@@ -20,6 +20,9 @@ from optax_unf.tasks.mlp import MLPTask as MLPTask
 from optax_unf.tasks.rescaled import Rescaled as Rescaled
 from optax_unf.tasks.rnn import RNNTask as RNNTask
 from optax_unf.tasks.task import Task as Task
+from optax_unf.tasks.task import TaskLike as TaskLike
+from optax_unf.tasks.task import as_task as as_task
+from optax_unf.tasks.task import lacking
 from optax_unf.tasks.task import task_spec as task_spec
 from optax_unf.tasks.transformer import TransformerTask as TransformerTask
 
@@ -103,7 +106,7 @@ def get(name: str, *, data_dir: DataDir = None) -> Any:
 def _own(source: str) -> Any:
     found = imported(source)
     task = found() if callable(found) else found
-    if missing := [name for name in ("init", "sample", "loss") if not hasattr(task, name)]:
+    if missing := lacking(task):
         raise ValueError(f"The task {source} must have init, sample and loss, but lacks {', '.join(missing)}.")
     if not hasattr(task, "name"):
         object.__setattr__(task, "name", source.rpartition(":")[2])  # frozen dataclasses, too

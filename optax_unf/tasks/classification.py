@@ -10,11 +10,11 @@ from jaxtyping import Array, Float, Int
 
 from optax_unf.tasks.data.images import Images
 from optax_unf.tasks.describe import Description, describe
-from optax_unf.tasks.task import Params
+from optax_unf.tasks.task import Params, Task
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Classification(abc.ABC):
+class Classification(Task):
     """Cross-entropy of the labels of images; subclasses say what the network is.
 
     Attributes:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from optax_unf.tasks.task import Task, task_name, task_source, task_spec
+from optax_unf.tasks.task import TaskLike, as_task, task_spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Description:
         )
 
 
-def describe(task: Task) -> Description:
+def describe(task: TaskLike) -> Description:
     """Sizes of a task and the work of one step; nothing is compiled or run.
 
     Args:
@@ -63,15 +63,15 @@ def describe(task: Task) -> Description:
     """
     key = jax.random.key(0)
     params, batch = jax.eval_shape(task.init, key), jax.eval_shape(task.sample, key)
-    spec = task_spec(task)
+    whole, spec = as_task(task), task_spec(task)
     return Description(
-        name=task_name(task),
-        source=task_source(task),
+        name=whole.name,
+        source=whole.source,
         parameters=sum(x.size for x in jax.tree.leaves(params)),
         leaves=len(spec.leaves),
         axes=len(spec.sizes),
         batch=tuple(x.shape for x in jax.tree.leaves(batch)),
-        horizon=getattr(task, "horizon", None),
+        horizon=whole.horizon,
         flops=_flops(jax.make_jaxpr(jax.value_and_grad(task.loss))(params, batch).jaxpr),
     )
 

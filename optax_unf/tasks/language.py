@@ -10,13 +10,13 @@ import optax
 from jaxtyping import Array, Float, Int, Integer
 
 from optax_unf.tasks.describe import Description, describe
-from optax_unf.tasks.task import Params
+from optax_unf.tasks.task import Params, Task
 
 Sequences = Int[Array, "batch length+1"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LanguageModel(abc.ABC):
+class LanguageModel(Task):
     """Cross-entropy of each next token; subclasses say what the network is.
 
     A batch holds sequences of `length + 1` tokens: all but the last are read, all but the first predicted.

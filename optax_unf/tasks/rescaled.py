@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from optax_unf.tasks.task import Batch, Params, Task
+from optax_unf.tasks.task import Batch, Params, Task, TaskLike, as_task
 
 Scales = PyTree[Float[Array, ""]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Rescaled:
+class Rescaled(Task):
     """A task whose parameters are `scale * inner`, with random scales of its own in each inner run.
 
     The optimizer sees `inner`: the same functions and losses, but gradients `scale` times, weights `1 / scale` times as
@@ -37,7 +37,7 @@ class Rescaled:
       True
     """
 
-    task: Task
+    task: TaskLike
     low: float = 0.01
     high: float = 100.0
 
@@ -50,18 +50,17 @@ class Rescaled:
     @property
     def name(self) -> str:
         """The task's name and the range."""
-        name = getattr(self.task, "name", type(self.task).__name__)
-        return f"{name}-rescaled-{self.low:g}-{self.high:g}"
+        return f"{as_task(self.task).name}-rescaled-{self.low:g}-{self.high:g}"
 
     @property
     def axes(self) -> Any:
         """The task's own names of axes."""
-        return getattr(self.task, "axes", None)
+        return as_task(self.task).axes
 
     @property
     def nfn_axes(self) -> Any:
         """The task's own names of axes for an NFN head."""
-        return getattr(self.task, "nfn_axes", None)
+        return as_task(self.task).nfn_axes
 
     def init(self, key: Array) -> Params:
         """Fresh parameters, not rescaled."""
@@ -85,7 +84,7 @@ class Rescaled:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class InUnits:
+class InUnits(Task):
     """A task in which parameter trees are divided by `scales`.
 
     Attributes:
@@ -93,7 +92,7 @@ class InUnits:
       scales: one number for each leaf of its parameters.
     """
 
-    task: Task
+    task: TaskLike
     scales: Scales
 
     def init(self, key: Array) -> Params:

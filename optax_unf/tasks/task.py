@@ -1,5 +1,6 @@
 """What a task is: an inner network, its loss, and its data."""
 
+import abc
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
@@ -11,19 +12,14 @@ from optax_unf.spec.permutation_spec import PermutationSpec
 Params: TypeAlias = PyTree[Float[ArrayLike, "..."]]
 Batch: TypeAlias = Any
 
+METHODS = ("init", "sample", "loss")
+
 
 @runtime_checkable
-class Task(Protocol):
-    """A training problem. Implement these three methods, and any object is a task.
+class TaskLike(Protocol):
+    """Any object with these three methods serves as a task; they are traced by jax, so they must be pure.
 
-    They are traced by jax, so they must be pure. A task may also have an attribute `axes`: the permutation spec of its
-    parameters, the spec's tree of names (see `optax_unf.make_spec`), or `optax_unf.Inferred`; without it every axis has
-    a name of its own. An attribute `nfn_axes` takes its place for an NFN head, which wants the places of convolution
-    kernels fixed.
-    What reports name is `name` and `source`. `horizon` is the number of inner steps of a whole run, and `held_out()` a
-    batch of data that training does not see, where an evaluation or a comparison wants them.
-    With a method `of_run(key)`, each inner run trains on the task that this gives for its key; see
-    `optax_unf.tasks.Rescaled`.
+    What else it has of the attributes and methods of `Task` is taken, and for the rest the defaults of `Task`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -34,7 +30,7 @@ class Task(Protocol):
       ...         return jax.random.normal(key, (2,))
       ...     def loss(self, params, batch):
       ...         return jnp.sum((params["x"] - 0.1 * batch) ** 2)
-      >>> isinstance(Parabola(), Task)
+      >>> isinstance(Parabola(), TaskLike)
       True
     """
 
@@ -51,38 +47,139 @@ class Task(Protocol):
         ...
 
 
-def task_name(task: Task) -> str:
-    """The task's `name`, or that of its class."""
-    return getattr(task, "name", type(task).__name__)
+class Task(abc.ABC):
+    """A training problem: three methods, and defaults for what else is asked of a task.
+
+    Attributes:
+      name: what reports call it; that of the class by default.
+      source: where the data come from.
+      axes: the permutation spec of the parameters, the spec's tree of names (see `optax_unf.make_spec`), or
+        `optax_unf.Inferred`; without it every axis has a name of its own.
+      nfn_axes: takes its place for an NFN head, which wants the places of convolution kernels fixed.
+      horizon: inner steps of a whole run, where nobody gives their number.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> class Parabola(Task):
+      ...     horizon = 100
+      ...     def init(self, key):
+      ...         return {"x": jax.random.normal(key, (2,))}
+      ...     def sample(self, key):
+      ...         return jax.random.normal(key, (2,))
+      ...     def loss(self, params, batch):
+      ...         return jnp.sum((params["x"] - 0.1 * batch) ** 2)
+      >>> Parabola().name, Parabola().held_out()
+      ('Parabola', None)
+    """
+
+    name: str
+    source: str = ""
+    axes: Any = None
+    nfn_axes: Any = None
+    horizon: int | None = None
+
+    def __getattr__(self, attribute: str) -> Any:
+        # Not an attribute of the class: a dataclass would take it for the default of its field.
+        if attribute == "name":
+            return type(self).__name__
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {attribute!r}")
+
+    @abc.abstractmethod
+    def init(self, key: Array) -> Params:
+        """Fresh parameters of the inner network."""
+
+    @abc.abstractmethod
+    def sample(self, key: Array) -> Batch:
+        """A batch of training data."""
+
+    @abc.abstractmethod
+    def loss(self, params: Params, batch: Batch) -> Float[Array, ""]:
+        """The mean loss of a batch."""
+
+    def held_out(self) -> Batch:
+        """A batch of data that training does not see; `None` where there is none."""
+        return None
+
+    def of_run(self, key: Array) -> TaskLike:
+        """The task that the inner run with this key trains on: this one, or an augmentation, as of `Rescaled`."""
+        del key
+        return self
 
 
-def task_source(task: Task) -> str:
-    """Where the task's data come from: its `source`, or nothing."""
-    return getattr(task, "source", "")
+class _Adapted(Task):
+    """An object with the three methods as a `Task`; equal for the same object."""
+
+    def __init__(self, task: TaskLike) -> None:
+        self.task = task
+        self.name = getattr(task, "name", type(task).__name__)
+        for attribute in ("source", "axes", "nfn_axes", "horizon", "held_out", "of_run"):
+            if (found := getattr(task, attribute, None)) is not None:
+                setattr(self, attribute, found)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Adapted) and self.task is other.task
+
+    def __hash__(self) -> int:
+        return id(self.task)
+
+    def init(self, key: Array) -> Params:
+        return self.task.init(key)
+
+    def sample(self, key: Array) -> Batch:
+        return self.task.sample(key)
+
+    def loss(self, params: Params, batch: Batch) -> Float[Array, ""]:
+        return self.task.loss(params, batch)
 
 
-def task_horizon(task: Task) -> int:
+def as_task(task: TaskLike) -> Task:
+    """The task itself, or, of another class with the three methods, one with the defaults of `Task`.
+
+    Example:
+      >>> from optax_unf import tasks
+      >>> task = tasks.get("mlp-digits")
+      >>> as_task(task) is task
+      True
+    """
+    return task if isinstance(task, Task) else _Adapted(task)
+
+
+def lacking(task: object) -> list[str]:
+    """Which of the three methods an object lacks."""
+    return [name for name in METHODS if not callable(getattr(task, name, None))]
+
+
+def task_horizon(task: TaskLike) -> int:
     """Inner steps of a whole run: the task's `horizon`.
 
     Raises:
       ValueError: the task has none.
     """
-    if (horizon := getattr(task, "horizon", None)) is None:
+    task = as_task(task)
+    if task.horizon is None:
         raise ValueError(
-            f"The task {task_name(task)} must have an attribute horizon, the inner steps of a whole run, but has none. "
+            f"The task {task.name} must have an attribute horizon, the inner steps of a whole run, but has none. "
             f"Add one, or give the number of steps."
         )
-    return horizon
+    return task.horizon
 
 
-def task_spec(task: Task, head: str = "unf") -> PermutationSpec:
+def check_held_out(task: TaskLike) -> None:
+    """Raises ValueError if a task has no held-out data."""
+    if jax.eval_shape(as_task(task).held_out) is None:
+        raise ValueError(
+            f"A validation loss needs a task with a method `held_out()`, which returns a batch, but "
+            f"{type(task).__name__} has none."
+        )
+
+
+def task_spec(task: TaskLike, head: str = "unf") -> PermutationSpec:
     """The permutation spec of a task's parameters, from its `axes` where it has them.
 
     Args:
       task: the task.
       head: of the learned optimizer: `"nfn"` takes the task's `nfn_axes` where it has them.
     """
-    axes = getattr(task, "nfn_axes", None) if head == "nfn" else None
-    if axes is None:
-        axes = getattr(task, "axes", None)
-    return resolved(axes, jax.eval_shape(task.init, jax.random.key(0)))
+    whole = as_task(task)
+    axes = whole.nfn_axes if head == "nfn" else None
+    return resolved(whole.axes if axes is None else axes, jax.eval_shape(task.init, jax.random.key(0)))

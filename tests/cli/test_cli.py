@@ -54,6 +54,7 @@ def test_list(capsys):
     assert "3,466 in 6 leaves" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_meta_train_then_resume_and_repeat(tmp_path, capsys):
     out, copy = tmp_path / "run", tmp_path / "saved" / "best.safetensors"
     main(["meta-train", *TINY, *STAGE, *RUN, "--seed", "5", "--out", str(out), "--save", str(copy)])

@@ -15,6 +15,8 @@ import pytest
 
 from optax_unf.meta import distributed
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(distributed_run.__file__)
 # A minute's notice is asked for; the script's heartbeat allows ten seconds.
 NOTICE = 60

@@ -48,7 +48,7 @@ class Regression:
 
     def loss(self, params, batch):
         x, y = batch
-        return jnp.mean((x @ params["w"].T + params["b"] - y) ** 2)
+        return jnp.mean((x @ params["w"].T + params["b"][None] - y) ** 2)
 
 
 SMALL = OptimizerConfig(hidden_channels=8, hidden_layers=1)
@@ -68,6 +68,7 @@ def run(config, **kwargs):
     return meta_train(SMALL, Regression(), config, jax.random.key(0), progress=False, **kwargs)
 
 
+@pytest.mark.slow
 def test_backprop_then_pes_beats_the_initial_weights():
     config = MetaTrainConfig(
         (
@@ -330,6 +331,7 @@ def gradients():
     return [np.asarray(g).ravel() for x in jax.tree.leaves(grads) for g in x]
 
 
+@pytest.mark.slow
 def test_gradients_do_not_depend_on_the_number_of_devices(request):
     command = [sys.executable, "-c", _ON_FOUR_DEVICES, str(request.path.parent)]
     four = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

@@ -19,6 +19,8 @@ from optax_unf.meta import MetaTrainConfig
 from optax_unf.meta.checkpoint import Checkpoints
 from optax_unf.meta.metrics import Reporter
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def cache():

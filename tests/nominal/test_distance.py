@@ -13,7 +13,7 @@ TARGET = jax.random.normal(jax.random.key(1), (6, 4))
 
 
 def loss(params, scale=1.0):
-    return scale * jnp.mean((jnp.tanh(params["w"]) @ params["v"] + params["b"] - TARGET) ** 2)
+    return scale * jnp.mean((jnp.tanh(params["w"]) @ params["v"] + params["b"][None] - TARGET) ** 2)
 
 
 def parameters():

@@ -58,7 +58,7 @@ def test_the_iteration_on_gram_matrices_is_that_of_optax():
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e30])
 def test_polar_factors_have_no_scale(scale):
     x = jax.random.normal(jax.random.key(0), (4, 6))
-    np.testing.assert_allclose(polar_factor(scale * x), polar_factor(x) * (scale > 0), atol=1e-4)
+    np.testing.assert_allclose(polar_factor(scale * x), polar_factor(x) * float(scale > 0), atol=1e-4)
 
 
 @pytest.mark.parametrize("heads", [False, True])
@@ -80,6 +80,7 @@ def test_parts_and_heads_are_those_of_a_loop(heads):
     np.testing.assert_allclose(found["gain"], np.sign(grads["gain"]), atol=1e-5)
 
 
+@pytest.mark.promotes("optax's counts of steps are whole numbers")
 def test_grafted_matrices_have_the_size_of_adams_step():
     optimizer, adam = scale_by_orthogonal(), optax.scale_by_adam(0.9, 0.95, eps=0.0)
     grads = [{"w": tree(seed)["out"]} for seed in range(4)]
@@ -148,6 +149,7 @@ def test_masked_and_partitioned_trees(optimizer):
     assert np.any(updates["qkv"] != tree(1)["qkv"])
 
 
+@pytest.mark.promotes("optax's counts of steps are whole numbers")
 @optimizers
 def test_multi_steps(optimizer):
     many = optax.MultiSteps(optimizer, every_k_schedule=4)

@@ -76,6 +76,7 @@ def test_the_count_stops_at_its_largest_value():
 # Accumulation over micro-batches.
 
 
+@pytest.mark.promotes("optax's counts of steps are whole numbers")
 @two_heads
 def test_multi_steps_is_one_large_batch(head):
     tx, batches = make(head), [make_params(n) for n in range(1, 5)]
@@ -93,6 +94,7 @@ def test_multi_steps_is_one_large_batch(head):
     close(state.inner_opt_state, expected_state)
 
 
+@pytest.mark.promotes("optax's counts of steps are whole numbers")
 @two_heads
 def test_apply_every_adds_up_the_updates(head):
     tx, every, params = make(head), optax.chain(make(head), optax.apply_every(3)), make_params()
@@ -107,6 +109,7 @@ def test_apply_every_adds_up_the_updates(head):
         close(held, expected)
 
 
+@pytest.mark.promotes("optax's counts of steps are whole numbers")
 def test_apply_every_is_one_large_batch_where_the_update_is_linear():
     # Without momentum and network the sum of k updates is one update with the sum of the gradients.
     weights = init_weights(OptimizerConfig(head="none", gamma_0=1e-6), SPEC, jax.random.key(0))
@@ -149,6 +152,7 @@ def test_apply_if_finite_drops_a_step(head):
     chex.assert_trees_all_equal(after.inner_state, state.inner_state)
 
 
+@pytest.mark.promotes("optax's counts of steps are whole numbers")
 @two_heads
 def test_lookahead(head):
     tx, start = make(head), make_params()
@@ -272,6 +276,7 @@ def pair(x):
     return jnp.sum((x[0] - 2.0) ** 2) + jnp.sum((x[1] + x[0][:1]) ** 2)
 
 
+@pytest.mark.promotes("biases are added to rows")
 @pytest.mark.parametrize("name", ["mlp-fashion-mnist-sgdm", "mlp-fashion-mnist-deepsets"])
 @pytest.mark.parametrize(
     ("loss", "start", "rate"),

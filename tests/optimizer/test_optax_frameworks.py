@@ -17,6 +17,8 @@ from optax_unf import unf
 EXAMPLES = ROOT / "examples"
 
 
+@pytest.mark.slow
+@pytest.mark.promotes("biases are added to rows")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:haiku")
 @pytest.mark.parametrize("name", ["flax_train_state", "flax_nnx", "equinox", "haiku", "nested_lists"])
 def test_example(name):
@@ -50,6 +52,7 @@ def check_continues(tx, params, state, restored):
     chex.assert_trees_all_equal(once, again)
 
 
+@pytest.mark.promotes("optax's counts of steps are whole numbers")
 @each_wrap
 def test_flax_serialization_round_trip(wrap):
     tx, state, params = trained(wrap)
@@ -58,6 +61,7 @@ def test_flax_serialization_round_trip(wrap):
     check_continues(tx, params, state, restored)
 
 
+@pytest.mark.promotes("optax's counts of steps are whole numbers")
 @each_wrap
 def test_orbax_round_trip(wrap, tmp_path):
     tx, state, params = trained(wrap)

@@ -40,6 +40,7 @@ def descend_part(tx, steps=3):
     return params, state
 
 
+@pytest.mark.promotes("optax's counts of steps are whole numbers")
 @pytest.mark.parametrize("head", ["none", "tied"])
 def test_partition_gives_each_leaf_to_one_optimizer(head):
     tx, labels = make(head), {key: "learned" if mask else "adam" for key, mask in KERNELS.items()}

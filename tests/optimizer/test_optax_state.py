@@ -50,6 +50,7 @@ def test_narrow_parameters_get_the_rounded_update(head):
         chex.assert_trees_all_close(mixed, wide, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.promotes("updates of two precisions are compared")
 @two_heads
 def test_float64_updates_are_more_precise(head):
     with jax.enable_x64(True):

@@ -111,6 +111,7 @@ def test_sgdm_is_optax_sgd_with_momentum():
         chex.assert_trees_all_close(a, b, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.promotes("optax's counts of steps are whole numbers")
 def test_sgdm_by_entry_is_adam():
     # But for the correction of the first moment, which `scale_by_adam` divides by 1 - gamma^t.
     weights, params = make_weights("none", normalization="entry"), make_params()
@@ -170,6 +171,7 @@ def test_vmap_over_meta_weights():
         chex.assert_trees_all_close(jax.tree.map(lambda x, n=n: x[n], together), alone(weights), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalization", ["leaf", "entry"])
 def test_gradient_through_two_updates(normalization):
     params = make_params()
@@ -306,6 +308,7 @@ def test_empty_trees_are_no_ops(params):
     assert state[0].count == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(), (1,), (0,), (3, 0, 2), (2, 1, 2, 1, 2, 1)])
 @pytest.mark.parametrize("coefficients", ["full", "tied"])
 def test_any_shape_as_a_bare_array(shape, coefficients):

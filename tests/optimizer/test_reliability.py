@@ -41,6 +41,7 @@ def noisy(params, noise):
     return jax.tree.map(lambda x: x + 10.0 * jax.random.normal(noise, x.shape), params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("gradient", [stiff, noisy])
 def test_a_hundred_thousand_steps(head, gradient):

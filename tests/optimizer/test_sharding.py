@@ -15,6 +15,8 @@ from jax.sharding import PartitionSpec as P
 
 from optax_unf import unf
 
+pytestmark = pytest.mark.slow
+
 CASES = ["deepsets rows auto", "full both auto", "tied both auto", "tied both explicit"]
 
 

@@ -11,7 +11,7 @@ import pytest
 from places import ROOT
 
 from optax_unf import infer_spec
-from optax_unf.tasks import Task, task_spec
+from optax_unf.tasks import TaskLike, task_spec
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_the_exact_solution_has_no_loss(example):
 
 def test_the_names_of_axes(example):
     task = example["Poisson"]()
-    assert isinstance(task, Task)
+    assert isinstance(task, TaskLike)
     params = task.init(jax.random.key(0))
     inferred = infer_spec(task.loss, params, task.sample(jax.random.key(1)), io="permute")
     names = {}

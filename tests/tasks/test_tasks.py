@@ -13,8 +13,9 @@ import pytest
 from places import data_folder
 
 from optax_unf import make_spec, tasks
-from optax_unf.tasks import MLPTask, Task, task_spec
+from optax_unf.tasks import MLPTask, Task, TaskLike, as_task, task_spec
 from optax_unf.tasks.data.images import Images, digits, downscale, fashion_mnist, read_idx
+from optax_unf.tasks.task import task_horizon
 
 FASHION_FILES = (
     "train-images-idx3-ubyte.gz",
@@ -335,10 +336,36 @@ class Parabola:
 
 def test_an_object_with_three_methods_is_a_task():
     task = Parabola()
-    assert isinstance(task, Task)
+    assert isinstance(task, TaskLike)
     assert task_spec(task) == make_spec(None, task.init(jax.random.key(0)))
     assert isinstance(small_task(), Task)
-    assert not isinstance(object(), Task)
+    assert not isinstance(object(), TaskLike)
+
+
+def test_defaults_of_a_task_are_those_of_an_object_with_three_methods():
+    class Derived(Parabola, Task):
+        pass
+
+    class Full(Parabola):
+        name, source, horizon, axes = "full", "nowhere", 7, {"x": ("n",)}
+
+        def held_out(self):
+            return jnp.ones(2)
+
+    key = jax.random.key(0)
+    for task in (as_task(Parabola()), Derived()):
+        assert (task.source, task.axes, task.horizon, task.held_out()) == ("", None, None, None)
+        assert task.of_run(key) is task
+        with pytest.raises(ValueError, match=f"{task.name} must have an attribute horizon"):
+            task_horizon(task)
+    assert [as_task(Parabola()).name, Derived().name] == ["Parabola", "Derived"]
+    plain = Full()
+    full = as_task(plain)
+    assert (full.name, full.source, full.horizon, full.axes) == ("full", "nowhere", 7, {"x": ("n",)})
+    assert full.held_out().shape == (2,)
+    assert full == as_task(plain) != as_task(Full())
+    with pytest.raises(AttributeError, match="'Derived' object has no attribute 'nome'"):
+        Derived().nome  # noqa: B018
 
 
 def test_spec_of_a_task_with_names(digits_task):

@@ -55,7 +55,7 @@ class AntitheticES:
         self, problem: InnerProblem, theta: Theta, eps: Theta, runs: Any, length: int
     ) -> tuple[Any, Float[Array, "particles length"], Bool[Array, " pairs"]]:
         """The runs of theta + eps and theta - eps in turn, `length` steps on; losses; which pairs diverged."""
-        thetas = jax.tree.map(lambda x, e: _side_by_side(x + e, x - e), theta, eps)
+        thetas = jax.tree.map(lambda x, e: _side_by_side(x[None] + e, x[None] - e), theta, eps)
         runs, losses = map_particles(lambda particle: unroll(problem, *particle, length), (thetas, runs))
         finite = jnp.isfinite(losses)
         losses = jnp.where(finite, losses, self.max_loss).clip(max=self.max_loss)

@@ -118,8 +118,9 @@ class Backprop:
             remaining=jnp.where(ended, horizon - self.skip, remaining),
             fresh=ended & (self.skip > 0),
         )
-        metrics = {"loss": jnp.where(finite, losses, 0.0).sum() / count, "diverged": diverged.sum()}
-        return jax.tree.map(lambda g: g.sum(0) / count, grads), new, metrics
+        loss = jnp.where(finite, losses, 0.0).sum() / count.astype(losses.dtype)
+        metrics = {"loss": loss, "diverged": diverged.sum()}
+        return jax.tree.map(lambda g: g.sum(0) / count.astype(g.dtype), grads), new, metrics
 
 
 class _Stopping(NamedTuple):
