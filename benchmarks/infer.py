@@ -23,7 +23,7 @@ from jax.extend import core
 from optax_unf import infer_spec
 
 
-class Block(nn.Module):
+class Part(nn.Module):
     @nn.compact
     def __call__(self, x, mask):
         x = x + nn.MultiHeadDotProductAttention(num_heads=12)(nn.LayerNorm()(x), mask=mask)
@@ -38,7 +38,7 @@ class GPT2(nn.Module):
         embed = nn.Embed(50257, 768)
         x = embed(tokens) + self.param("positions", nn.initializers.normal(), (1024, 768))
         for _ in range(self.blocks):
-            x = Block()(x, nn.make_causal_mask(tokens))
+            x = Part()(x, nn.make_causal_mask(tokens))
         return embed.attend(nn.LayerNorm()(x))
 
 

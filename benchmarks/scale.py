@@ -29,7 +29,7 @@ def main() -> None:
     args = parser.parse_args()
     spec, shapes = spaces.gpt2(args.blocks)
     name = f"gpt2_{args.blocks}_blocks_{args.coefficients}_by_{args.normalization}"
-    optimizer = timing.learned(spec, args.coefficients, args.normalization, args.block_entries)
+    optimizer = timing.learned(spec, args.coefficients, args.normalization, args.tile_entries)
     print(f"{name}_leaves {len(spec.leaves)} leaves")
     print(f"{name}_parameters {timing.entries(spec) / 1e6:.1f} M")
     start = time.perf_counter()

@@ -12,13 +12,13 @@ import optax
 from optax_unf import OptimizerConfig, init_weights, unf
 
 
-def learned(spec, coefficients: Any = "full", normalization: Any = "leaf", block_entries: int | None = None):
+def learned(spec, coefficients: Any = "full", normalization: Any = "leaf", tile_entries: int | None = None):
     """A learned optimizer with a UNF head; its weights have not been trained, which does not matter for time."""
     config = OptimizerConfig(coefficients=coefficients, normalization=normalization)
     shapes = jax.eval_shape(lambda key: init_weights(config, spec, key), jax.random.key(0))
     rng = np.random.default_rng(0)
     weights = jax.tree.map(lambda x: jnp.asarray(0.1 * rng.normal(size=x.shape), x.dtype), shapes)
-    return unf(weights, spec=spec, block_entries=block_entries)
+    return unf(weights, spec=spec, tile_entries=tile_entries)
 
 
 def compiled_step(optimizer, shapes):

@@ -23,7 +23,7 @@ WIDTH, BLOCKS, HEADS, LENGTH, BATCH = 32, 2, 4, 32, 16
 WEIGHTS = ("universal", "mlp-fashion-mnist-tied", "mlp-fashion-mnist-deepsets")
 
 
-class Block(nnx.Module):
+class Part(nnx.Module):
     def __init__(self, rngs):
         self.norm_1, self.norm_2 = nnx.LayerNorm(WIDTH, rngs=rngs), nnx.LayerNorm(WIDTH, rngs=rngs)
         self.attention = nnx.MultiHeadAttention(HEADS, WIDTH, decode=False, rngs=rngs)
@@ -38,7 +38,7 @@ class LanguageModel(nnx.Module):
     def __init__(self, vocabulary, rngs):
         self.embed = nnx.Embed(vocabulary, WIDTH, rngs=rngs)
         self.positions = nnx.Param(0.02 * jax.random.normal(rngs.params(), (LENGTH, WIDTH)))
-        self.blocks = nnx.List([Block(rngs) for _ in range(BLOCKS)])
+        self.blocks = nnx.List([Part(rngs) for _ in range(BLOCKS)])
         self.out = nnx.Linear(WIDTH, vocabulary, rngs=rngs)
 
     def __call__(self, tokens):

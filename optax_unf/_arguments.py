@@ -100,10 +100,10 @@ def check_accumulator(dtype: DTypeLike | None) -> None:
         )
 
 
-def check_block_entries(entries: int | None) -> None:
+def check_tile_entries(entries: int | None) -> None:
     """Refuses what is not a natural number, or not known before tracing."""
     if entries is not None and not (isinstance(entries, int | np.integer) and entries >= 0):
         raise TypeError(
-            f"block_entries must be a natural number that is known before tracing, but is {entries!r}. Give "
-            f"optax.inject_hyperparams(..., static_args=('block_entries',))."
+            f"tile_entries must be a natural number that is known before tracing, but is {entries!r}. Give "
+            f"optax.inject_hyperparams(..., static_args=('tile_entries',))."
         )

@@ -129,7 +129,7 @@ def _learned(source: str, spec: str) -> Make:
 
     def make(factor: Array, steps: int, task: TaskLike) -> optax.GradientTransformation:
         axes = _axes(task) if spec == "inferred" else None
-        return unf(weights, total_steps=steps, factor=factor, spec=axes, block_entries=0)
+        return unf(weights, total_steps=steps, factor=factor, spec=axes, tile_entries=0)
 
     return make
 

@@ -91,7 +91,7 @@ class Training:
 def learned_training(config: OptimizerConfig, task: TaskLike) -> Training:
     """Training of a task by the learned optimizer of this architecture, theta being its meta-weights' arrays."""
     spec = task_spec(task, config.head)
-    return Training(task, lambda theta: unf(MetaWeights(theta, config, None), spec=spec, block_entries=0))
+    return Training(task, lambda theta: unf(MetaWeights(theta, config, None), spec=spec, tile_entries=0))
 
 
 def unroll(

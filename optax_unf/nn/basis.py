@@ -123,10 +123,10 @@ def apply_basis(
 
 
 def _names(leaf: LeafSpec) -> list[Name]:
-    if len(leaf.blocks) > 1:
+    if len(leaf.parts) > 1:
         raise ValueError(
-            f"Algorithm 1 is about leaves in one block, but leaf {leaf.path!r} with axes {leaf.axes} has "
-            f"{len(leaf.blocks)}. Make each block a leaf of its own."
+            f"Algorithm 1 is about leaves in one part, but leaf {leaf.path!r} with axes {leaf.axes} has "
+            f"{len(leaf.parts)}. Make each part a leaf of its own."
         )
     names = [name for name, _ in leaf.factors if name is not None]
     if len(names) != len(leaf.factors):

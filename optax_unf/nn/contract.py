@@ -20,24 +20,24 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from optax_unf.spec.axes import Name
-from optax_unf.spec.leaf import Block, LeafSpec
+from optax_unf.spec.leaf import LeafSpec, Part
 from optax_unf.spec.permutation_spec import PermutationSpec
 
 Signature: TypeAlias = tuple[int, ...]
-Blocks: TypeAlias = tuple[tuple[int, ...], ...]
+Diagonals: TypeAlias = tuple[tuple[int, ...], ...]
 
 MAX_POSITIONS = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A block of a leaf as the layers see it: the axes that permute, and the positions that do not.
+    """A part of a leaf as the layers see it: the axes that permute, and the positions that do not.
 
     Attributes:
-      path: the block's path, that of the leaf where it is the only one.
+      path: the part's path, that of the leaf where it is the only one.
       names: per permuted axis, the index of its name in `spec.sizes`.
       sizes: their sizes.
-      factors: sizes of all factors of the block's axes, in order.
+      factors: sizes of all factors of the part's axes, in order.
       permuted: which of the factors permute.
     """
 
@@ -55,12 +55,12 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Contraction:
-    """Diagonals along `blocks`, of which those in `kept`, sorted by name, stay as axes; the rest is averaged away.
+    """`diagonals` are taken, of which those in `kept`, sorted by name, stay as axes; the rest is averaged away.
 
-    The axes of the result are the kept blocks in the order of the leaf.
+    The axes of the result are the kept diagonals in the order of the leaf.
     """
 
-    blocks: Blocks
+    diagonals: Diagonals
     kept: tuple[int, ...]
 
     @property
@@ -71,19 +71,19 @@ class Contraction:
 
 @dataclasses.dataclass(frozen=True)
 class Expansion:
-    """Axis `a` of the input goes to the block `attached[a]`; other blocks are broadcast.
+    """Axis `a` of the input goes to the diagonal `attached[a]`; along the others, the result is constant.
 
-    The result lies on the diagonal of each block with several axes, and is zero elsewhere.
+    The result is zero off the diagonals that have several axes.
     """
 
-    blocks: Blocks
+    diagonals: Diagonals
     attached: tuple[int, ...]
 
 
 def tensors(spec: PermutationSpec, *, fixed_as_permuted: bool = False) -> tuple[Tensor, ...]:
-    """The blocks of the leaves of a spec, their names numbered in the order of first occurrence.
+    """The parts of the leaves of a spec, their names numbered in the order of first occurrence.
 
-    To the layers each block is a leaf: a leaf without `Concat` axes is its own only block.
+    To the layers each part is a leaf: a leaf without `Concat` axes is its own only part.
 
     Args:
       spec: the permutation spec.
@@ -93,24 +93,24 @@ def tensors(spec: PermutationSpec, *, fixed_as_permuted: bool = False) -> tuple[
     numbers: dict[Name, int] = {name: number for number, name in enumerate(spec.sizes)}
     fresh = itertools.count(len(numbers))
     return tuple(
-        _tensor(block, leaf, numbers, fresh if fixed_as_permuted else None)
+        _tensor(part, leaf, numbers, fresh if fixed_as_permuted else None)
         for leaf in spec.leaves
-        for block in leaf.blocks
+        for part in leaf.parts
     )
 
 
-def _tensor(block: Block, leaf: LeafSpec, numbers: Mapping[Name, int], fresh: Iterator[int] | None) -> Tensor:
+def _tensor(part: Part, leaf: LeafSpec, numbers: Mapping[Name, int], fresh: Iterator[int] | None) -> Tensor:
     names, sizes, permuted = [], [], []
-    for name, size in block.factors:
+    for name, size in part.factors:
         permuted.append(name is not None or fresh is not None)
         if permuted[-1]:
             names.append(numbers[name] if name is not None else next(fresh))  # type: ignore[arg-type]
             sizes.append(size)
-    tensor = Tensor(block.path, tuple(names), tuple(sizes), block.shape, tuple(permuted))
+    tensor = Tensor(part.path, tuple(names), tuple(sizes), part.shape, tuple(permuted))
     if tensor.positions > MAX_POSITIONS:
         raise ValueError(
             f"Axes named None become channels, one group per position, and must have at most {MAX_POSITIONS} "
-            f"positions together, but leaf {block.path!r} with axes {leaf.axes} has {tensor.positions}. Name the "
+            f"positions together, but leaf {part.path!r} with axes {leaf.axes} has {tensor.positions}. Name the "
             f"large axis instead, and break its symmetry with optax_unf.nn.PositionalEncoding if its order matters."
         )
     return tensor
@@ -120,12 +120,12 @@ def _tensor(block: Block, leaf: LeafSpec, numbers: Mapping[Name, int], fresh: It
 def contractions(names: tuple[int, ...]) -> tuple[tuple[Contraction, Signature], ...]:
     """Every contraction of a leaf whose axes have these names, with its signature; larger results first."""
     found = []
-    for blocks in partitions(names):
-        order = sorted(range(len(blocks)), key=lambda b: (names[blocks[b][0]], b))
-        for size in range(len(blocks), -1, -1):
+    for diagonals in partitions(names):
+        order = sorted(range(len(diagonals)), key=lambda b: (names[diagonals[b][0]], b))
+        for size in range(len(diagonals), -1, -1):
             for kept in itertools.combinations(order, size):
-                signature = tuple(names[blocks[b][0]] for b in kept)
-                found.append((Contraction(blocks, kept), signature))
+                signature = tuple(names[diagonals[b][0]] for b in kept)
+                found.append((Contraction(diagonals, kept), signature))
     return tuple(found)
 
 
@@ -135,28 +135,28 @@ def expansions(names: tuple[int, ...], signature: Signature) -> tuple[Expansion,
     if set(signature) - set(names):
         return ()
     found = []
-    for blocks in partitions(names):
-        block_names = [names[block[0]] for block in blocks]
-        for attached in itertools.permutations(range(len(blocks)), len(signature)):
-            if all(block_names[b] == name for b, name in zip(attached, signature, strict=True)):
-                found.append(Expansion(blocks, attached))
+    for diagonals in partitions(names):
+        names_of = [names[diagonal[0]] for diagonal in diagonals]
+        for attached in itertools.permutations(range(len(diagonals)), len(signature)):
+            if all(names_of[b] == name for b, name in zip(attached, signature, strict=True)):
+                found.append(Expansion(diagonals, attached))
     return tuple(found)
 
 
 @functools.cache
-def partitions(names: tuple[int, ...]) -> tuple[Blocks, ...]:
-    """Partitions of the axes into blocks of one name each, the one without diagonals first."""
-    return tuple(sorted(_partitions(names, 0, ()), key=lambda blocks: -len(blocks)))
+def partitions(names: tuple[int, ...]) -> tuple[Diagonals, ...]:
+    """Partitions of the axes into diagonals of one name each, the one without diagonals first."""
+    return tuple(sorted(_partitions(names, 0, ()), key=lambda diagonals: -len(diagonals)))
 
 
-def _partitions(names: tuple[int, ...], axis: int, blocks: Blocks) -> Iterator[Blocks]:
+def _partitions(names: tuple[int, ...], axis: int, diagonals: Diagonals) -> Iterator[Diagonals]:
     if axis == len(names):
-        yield blocks
+        yield diagonals
         return
-    for b, block in enumerate(blocks):
-        if names[block[0]] == names[axis]:
-            yield from _partitions(names, axis + 1, (*blocks[:b], (*block, axis), *blocks[b + 1 :]))
-    yield from _partitions(names, axis + 1, (*blocks, (axis,)))
+    for b, diagonal in enumerate(diagonals):
+        if names[diagonal[0]] == names[axis]:
+            yield from _partitions(names, axis + 1, (*diagonals[:b], (*diagonal, axis), *diagonals[b + 1 :]))
+    yield from _partitions(names, axis + 1, (*diagonals, (axis,)))
 
 
 def positions_to_channels(x: Float[Array, "channels *factors"], tensor: Tensor) -> Float[Array, "c *sizes"]:
@@ -182,9 +182,9 @@ def contract(x: Float[Array, "channels *sizes"], names: tuple[int, ...]) -> list
     """
     done: dict[Contraction, Array] = {}
     for contraction, _ in contractions(names):
-        blocks, kept = contraction.blocks, contraction.kept
-        if len(kept) == len(blocks):
-            done[contraction] = _diagonal(x, blocks)
+        diagonals, kept = contraction.diagonals, contraction.kept
+        if len(kept) == len(diagonals):
+            done[contraction] = _diagonal(x, diagonals)
         else:
             done[contraction] = mean_of_smallest(done, contraction)
     return list(done.values())
@@ -192,9 +192,9 @@ def contract(x: Float[Array, "channels *sizes"], names: tuple[int, ...]) -> list
 
 def mean_of_smallest(done: Mapping[Contraction, Array], contraction: Contraction) -> Float[Array, "channels *kept"]:
     """A contraction as a mean of the smallest of those done that have its axes."""
-    blocks, kept = contraction.blocks, contraction.kept
+    diagonals, kept = contraction.diagonals, contraction.kept
     larger = min(
-        (c for c in done if c.blocks == blocks and set(kept) < set(c.kept)),
+        (c for c in done if c.diagonals == diagonals and set(kept) < set(c.kept)),
         key=lambda c: (done[c].size, len(c.kept)),
     )
     return _mean(done[larger], tuple(axis + 1 for axis, b in enumerate(sorted(larger.kept)) if b not in kept))
@@ -204,13 +204,13 @@ def expand(
     y: Float[Array, "channels *kept"], expansion: Expansion, sizes: Sequence[int]
 ) -> Float[Array, "channels *broadcastable"]:
     """One expansion, with axes of size 1 where it is constant, so that sums of expansions broadcast late."""
-    blocks, attached = expansion.blocks, expansion.attached
-    y = jnp.transpose(y, (0, *(a + 1 for a in sorted(range(len(attached)), key=lambda a: blocks[attached[a]][0]))))
-    first = {blocks[b][0] for b in attached}
+    diagonals, attached = expansion.diagonals, expansion.attached
+    y = jnp.transpose(y, (0, *(a + 1 for a in sorted(range(len(attached)), key=lambda a: diagonals[attached[a]][0]))))
+    first = {diagonals[b][0] for b in attached}
     y = y.reshape(y.shape[0], *(size if axis in first else 1 for axis, size in enumerate(sizes)))
-    for block in blocks:
-        for axis in block[1:]:
-            y = jnp.where(_is_diagonal(block[0], axis, sizes), y, jnp.zeros((), y.dtype))
+    for diagonal in diagonals:
+        for axis in diagonal[1:]:
+            y = jnp.where(_is_diagonal(diagonal[0], axis, sizes), y, jnp.zeros((), y.dtype))
     return y
 
 
@@ -221,13 +221,13 @@ def _is_diagonal(a: int, b: int, sizes: Sequence[int]) -> Array:
     return index(a) == index(b)
 
 
-def _diagonal(x: Array, blocks: Blocks) -> Array:
-    """One axis per block, in the order of the blocks."""
-    if all(len(block) == 1 for block in blocks):
+def _diagonal(x: Array, diagonals: Diagonals) -> Array:
+    """One axis per diagonal, in the order of the diagonals."""
+    if all(len(diagonal) == 1 for diagonal in diagonals):
         return x
-    block_of = {axis: b for b, block in enumerate(blocks) for axis in block}
-    grids = jnp.meshgrid(*(jnp.arange(x.shape[block[0] + 1]) for block in blocks), indexing="ij", sparse=True)
-    return x[:, *(grids[block_of[axis]] for axis in range(x.ndim - 1))]
+    diagonal_of = {axis: b for b, diagonal in enumerate(diagonals) for axis in diagonal}
+    grids = jnp.meshgrid(*(jnp.arange(x.shape[diagonal[0] + 1]) for diagonal in diagonals), indexing="ij", sparse=True)
+    return x[:, *(grids[diagonal_of[axis]] for axis in range(x.ndim - 1))]
 
 
 def _mean(x: Array, axes: tuple[int, ...]) -> Array:

@@ -9,7 +9,7 @@ from jaxtyping import Array, DTypeLike, Float
 
 from optax_unf.nn.layout import Features, channels_first, to_tree
 from optax_unf.spec.axes import Name
-from optax_unf.spec.leaf import Block, LeafSpec, join_blocks
+from optax_unf.spec.leaf import LeafSpec, Part, join_parts
 from optax_unf.spec.paths import show_path
 from optax_unf.spec.permutation_spec import PermutationSpec
 
@@ -24,7 +24,7 @@ class PositionalEncoding(nn.Module):
 
     Every leaf gets `2 * frequencies` further channels for each entry of `names`: zeros if it has no such axis. Several
     axes of one name in one leaf take turns: of n axes, axis r has octave f in the pair of channels `f * n + r`. Each
-    is then encoded by itself, with fewer octaves, and no two entries of the leaf have the same encoding. Each block of
+    is then encoded by itself, with fewer octaves, and no two entries of the leaf have the same encoding. Each part of
     a leaf with `Concat` axes counts as a leaf.
 
     Attributes:
@@ -85,7 +85,7 @@ def _check(spec: PermutationSpec, names: Sequence[Name | None], frequencies: int
                 f"it out."
             )
         for leaf in spec.leaves:
-            count = max(len(_axes(block, name)) for block in leaf.blocks)
+            count = max(len(_axes(part, name)) for part in leaf.parts)
             if count > frequencies:
                 raise ValueError(
                     f"frequencies must be at least the number of axes of one name in one leaf, but leaf "
@@ -94,29 +94,29 @@ def _check(spec: PermutationSpec, names: Sequence[Name | None], frequencies: int
                 )
 
 
-def _axes(block: Block, name: Name | None) -> list[int]:
-    return [axis for axis, (other, _) in enumerate(block.factors) if other == name]
+def _axes(part: Part, name: Name | None) -> list[int]:
+    return [axis for axis, (other, _) in enumerate(part.factors) if other == name]
 
 
 def _encoding(leaf: LeafSpec, name: Name | None, frequencies: int, dtype: DTypeLike) -> Float[Array, "channels *shape"]:
     """The group of channels of one name."""
-    return join_blocks([_block_encoding(block, name, frequencies, dtype) for block in leaf.blocks], leaf, leading=1)
+    return join_parts([_part_encoding(part, name, frequencies, dtype) for part in leaf.parts], leaf, leading=1)
 
 
-def _block_encoding(
-    block: Block, name: Name | None, frequencies: int, dtype: DTypeLike
+def _part_encoding(
+    part: Part, name: Name | None, frequencies: int, dtype: DTypeLike
 ) -> Float[Array, "channels *factors"]:
-    axes = _axes(block, name)
+    axes = _axes(part, name)
     if not axes:
-        return jnp.zeros((2 * frequencies, *block.shape), dtype)
+        return jnp.zeros((2 * frequencies, *part.shape), dtype)
     channels = []
     for pair in range(frequencies):
         octave, turn = divmod(pair, len(axes))
         axis = axes[turn]
-        size = block.shape[axis]
+        size = part.shape[axis]
         # Computed before tracing, in float64: high octaves of a long axis lose their phase in bfloat16.
         angle = 2**octave * np.pi * np.arange(size) / max(size - 1, 1)
-        shape = [size if a == axis else 1 for a in range(len(block.shape))]
+        shape = [size if a == axis else 1 for a in range(len(part.shape))]
         for wave in (np.sin(angle), np.cos(angle)):
-            channels.append(jnp.broadcast_to(jnp.asarray(wave, dtype).reshape(shape), block.shape))
+            channels.append(jnp.broadcast_to(jnp.asarray(wave, dtype).reshape(shape), part.shape))
     return jnp.stack(channels)

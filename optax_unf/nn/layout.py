@@ -1,4 +1,4 @@
-"""From a pytree of features to a list of channels-first arrays in the order of a spec, further to blocks, and back."""
+"""From a pytree of features to a list of channels-first arrays in the order of a spec, further to parts, and back."""
 
 import itertools
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import TypeAlias
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from optax_unf.spec.leaf import join_blocks, split_blocks
+from optax_unf.spec.leaf import join_parts, split_parts
 from optax_unf.spec.paths import show_path
 from optax_unf.spec.permutation_spec import PermutationSpec
 
@@ -33,16 +33,16 @@ def to_tree(leaves: list[Float[Array, "channels ..."]], like: Features, spec: Pe
     return spec.unflatten([jnp.moveaxis(x, 0, -1) for x in leaves], like)
 
 
-def to_blocks(
+def to_parts(
     leaves: Sequence[Float[Array, "channels ..."]], spec: PermutationSpec
 ) -> list[Float[Array, "channels ..."]]:
-    """The blocks of all leaves, in the order of `optax_unf.nn.contract.tensors`."""
-    return [block for leaf, x in zip(spec.leaves, leaves, strict=True) for block in split_blocks(x, leaf, leading=1)]
+    """The parts of all leaves, in the order of `optax_unf.nn.contract.tensors`."""
+    return [part for leaf, x in zip(spec.leaves, leaves, strict=True) for part in split_parts(x, leaf, leading=1)]
 
 
-def from_blocks(
-    blocks: Sequence[Float[Array, "channels ..."]], spec: PermutationSpec
+def from_parts(
+    parts: Sequence[Float[Array, "channels ..."]], spec: PermutationSpec
 ) -> list[Float[Array, "channels ..."]]:
-    """The inverse of `to_blocks`."""
-    rest = iter(blocks)
-    return [join_blocks(list(itertools.islice(rest, len(leaf.blocks))), leaf, leading=1) for leaf in spec.leaves]
+    """The inverse of `to_parts`."""
+    rest = iter(parts)
+    return [join_parts(list(itertools.islice(rest, len(leaf.parts))), leaf, leading=1) for leaf in spec.leaves]

@@ -12,16 +12,16 @@ from jaxtyping import Array, Float
 
 from optax_unf._xla import apart, product, together
 from optax_unf.nn.contract import Tensor, contractions, expand
-from optax_unf.nn.meetings import (
-    Meeting,
+from optax_unf.nn.signature_groups import (
+    SignatureGroup,
+    group_of,
     is_entry_or_mean,
     label_of,
     mean_index,
-    meeting_of,
-    meetings,
     own_labels,
     role_of,
     roles,
+    signature_groups,
 )
 
 Kernels: TypeAlias = Mapping[str, Float[Array, "..."]]
@@ -29,7 +29,7 @@ Kernels: TypeAlias = Mapping[str, Float[Array, "..."]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Arrived:
+class Multiplied:
     """Stands for a contraction of a large leaf that has been multiplied before it was averaged.
 
     Attributes:
@@ -39,7 +39,7 @@ class Arrived:
     products: Float[Array, "outputs *kept"]
 
 
-Contracted: TypeAlias = Sequence[Array | Arrived]
+Contracted: TypeAlias = Sequence[Array | Multiplied]
 
 
 def mix_full(
@@ -55,34 +55,34 @@ def mix_full(
     """
     terms: list[list[Array]] = [[] for _ in leaves]
     heights = _heights(contracted)
-    for meeting in meetings(leaves):
-        kernel = kernels["kernel" + meeting.label]
-        to_each = widths(meeting, leaves, channels)
-        rows = np.cumsum([0, *(heights[leaf] for leaf, _ in meeting.departures)])
-        arriving = [(contracted[leaf][k], _order(leaves, leaf, k)) for leaf, k in meeting.departures]
-        products = _products(contracted, meeting, leaves)
-        held = [n for n, (x, _) in enumerate(arriving) if not isinstance(x, Arrived)]
+    for group in signature_groups(leaves):
+        kernel = kernels["kernel" + group.label]
+        to_each = widths(group, leaves, channels)
+        rows = np.cumsum([0, *(heights[leaf] for leaf, _ in group.sources)])
+        incoming = [(contracted[leaf][k], _order(leaves, leaf, k)) for leaf, k in group.sources]
+        products = _products(contracted, group, leaves)
+        held = [n for n, (x, _) in enumerate(incoming) if not isinstance(x, Multiplied)]
         if held:
-            if len(held) < len(arriving):
+            if len(held) < len(incoming):
                 kernel = jnp.concatenate([kernel[rows[n] : rows[n + 1]] for n in held])
-            y = _joint_product(kernel, [arriving[n] for n in held])  # type: ignore[misc]
-            if "bias" in kernels and not meeting.signature:
+            y = _joint_product(kernel, [incoming[n] for n in held])  # type: ignore[misc]
+            if "bias" in kernels and not group.signature:
                 y += kernels["bias"].astype(y.dtype)
             products.append(y)
         parts = apart(functools.reduce(operator.add, products), to_each)
-        for part, (leaf, expansion) in zip(parts, meeting.arrivals, strict=True):
+        for part, (leaf, expansion) in zip(parts, group.targets, strict=True):
             terms[leaf].append(expand(part, expansion, leaves[leaf].sizes))
     return terms
 
 
 def full_rows(
-    kernels: Kernels, leaves: tuple[Tensor, ...], inputs: int, departure: tuple[int, int]
+    kernels: Kernels, leaves: tuple[Tensor, ...], inputs: int, source: tuple[int, int]
 ) -> Float[Array, "inputs outputs"]:
     """The matrix from one contraction to all that `mix_full` makes of it."""
-    meeting = meeting_of(leaves, departure)
+    group = group_of(leaves, source)
     heights = [inputs * leaf.positions for leaf in leaves]
-    start = sum(heights[leaf] for leaf, _ in meeting.departures[: meeting.departures.index(departure)])
-    return kernels["kernel" + meeting.label][start : start + heights[departure[0]]]
+    start = sum(heights[leaf] for leaf, _ in group.sources[: group.sources.index(source)])
+    return kernels["kernel" + group.label][start : start + heights[source[0]]]
 
 
 def mix_tied(
@@ -97,17 +97,17 @@ def mix_tied(
     terms: list[list[Array]] = [[] for _ in leaves]
     for leaf, tensor in enumerate(leaves):
         whole, average = contracted[leaf][0], contracted[leaf][mean_index(tensor)]
-        assert not isinstance(average, Arrived)
+        assert not isinstance(average, Multiplied)
         constant = product(kernel("mean"), average)
         if "bias" in kernels:
             constant += kernels["bias"].astype(constant.dtype)
         terms[leaf].append(constant.reshape(-1, *(1 for _ in tensor.sizes)))
-        if not isinstance(whole, Arrived):
+        if not isinstance(whole, Multiplied):
             terms[leaf].append(product(kernel("entry"), whole, widen=True))
-    for meeting in meetings(leaves):
-        shared = roles(meeting, leaves)
+    for group in signature_groups(leaves):
+        shared = roles(group, leaves)
         held = {
-            role: [x for x in (contracted[leaf][k] for leaf, k in members) if not isinstance(x, Arrived)]
+            role: [x for x in (contracted[leaf][k] for leaf, k in members) if not isinstance(x, Multiplied)]
             for role, members in shared.items()
         }
         # Contractions in one role have their axes in one order.
@@ -116,41 +116,39 @@ def mix_tied(
             for role, xs in held.items()
             if xs
         ]
-        arriving: dict[str, Array] = {}
-        for leaf, expansion in meeting.arrivals:
+        incoming: dict[str, Array] = {}
+        for leaf, expansion in group.targets:
             labels = [label_of(role, expansion) for role, xs in held.items() if xs]
             total: list[Array] = []
             if pooled:
                 # Leaves in the same role receive the same.
-                if labels[0] not in arriving:
+                if labels[0] not in incoming:
                     rows = jnp.concatenate([kernel("all " + label) for label in labels])
-                    arriving[labels[0]] = _joint_product(rows, pooled, widen=True)
-                total.append(arriving[labels[0]])
-            own = own_labels(meeting, leaves, leaf, expansion)
-            own = [(label, k) for label, k in own if not isinstance(contracted[leaf][k], Arrived)]
+                    incoming[labels[0]] = _joint_product(rows, pooled, widen=True)
+                total.append(incoming[labels[0]])
+            own = own_labels(group, leaves, leaf, expansion)
+            own = [(label, k) for label, k in own if not isinstance(contracted[leaf][k], Multiplied)]
             if own:
                 rows = jnp.concatenate([kernel("own " + label) for label, _ in own])
                 xs = [(contracted[leaf][k], _order(leaves, leaf, k)) for _, k in own]
                 total.append(_joint_product(rows, xs, widen=True))
             terms[leaf] += [expand(y, expansion, leaves[leaf].sizes) for y in total]
-        products = _products(contracted, meeting, leaves)
+        products = _products(contracted, group, leaves)
         if products:
-            parts = apart(functools.reduce(operator.add, products), widths(meeting, leaves, channels))
-            for part, (leaf, expansion) in zip(parts, meeting.arrivals, strict=True):
+            parts = apart(functools.reduce(operator.add, products), widths(group, leaves, channels))
+            for part, (leaf, expansion) in zip(parts, group.targets, strict=True):
                 terms[leaf].append(expand(part, expansion, leaves[leaf].sizes))
     return terms
 
 
-def tied_rows(
-    kernels: Kernels, leaves: tuple[Tensor, ...], departure: tuple[int, int]
-) -> Float[Array, "inputs outputs"]:
+def tied_rows(kernels: Kernels, leaves: tuple[Tensor, ...], source: tuple[int, int]) -> Float[Array, "inputs outputs"]:
     """The matrix from one contraction to all that `mix_tied` makes of it, put together from tied ones."""
-    kernel, meeting = _or_zero(kernels), meeting_of(leaves, departure)
-    leaf, k = departure
+    kernel, group = _or_zero(kernels), group_of(leaves, source)
+    leaf, k = source
     role = role_of(contractions(leaves[leaf].names)[k][0])
-    sharing = len(roles(meeting, leaves)[role])
+    sharing = len(roles(group, leaves)[role])
     columns = []
-    for target, expansion in meeting.arrivals:
+    for target, expansion in group.targets:
         label = label_of(role, expansion)
         column = kernel("all " + label) / sharing
         if target == leaf and not is_entry_or_mean(label):
@@ -162,10 +160,10 @@ def tied_rows(
     return jnp.concatenate(columns, axis=1)
 
 
-def _products(contracted: Sequence[Contracted], meeting: Meeting, leaves: tuple[Tensor, ...]) -> list[Array]:
+def _products(contracted: Sequence[Contracted], group: SignatureGroup, leaves: tuple[Tensor, ...]) -> list[Array]:
     """What has been multiplied already."""
-    departures = [(contracted[leaf][k], _order(leaves, leaf, k)) for leaf, k in meeting.departures]
-    return [_by_signature(x.products, order) for x, order in departures if isinstance(x, Arrived)]
+    sources = [(contracted[leaf][k], _order(leaves, leaf, k)) for leaf, k in group.sources]
+    return [_by_signature(x.products, order) for x, order in sources if isinstance(x, Multiplied)]
 
 
 def _joint_product(
@@ -195,9 +193,9 @@ def _heights(contracted: Sequence[Contracted]) -> list[int]:
     return [xs[-1].shape[0] for xs in contracted]  # type: ignore[union-attr]
 
 
-def widths(meeting: Meeting, leaves: tuple[Tensor, ...], channels: int) -> list[int]:
-    """How many channels go to each arrival."""
-    return [channels * leaves[leaf].positions for leaf, _ in meeting.arrivals]
+def widths(group: SignatureGroup, leaves: tuple[Tensor, ...], channels: int) -> list[int]:
+    """How many channels go to each target."""
+    return [channels * leaves[leaf].positions for leaf, _ in group.targets]
 
 
 def _or_zero(kernels: Kernels) -> Callable[[str], Float[Array, "i o"]]:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from optax_unf._xla import product, together
 from optax_unf.nn.contract import Tensor, channels_to_positions, positions_to_channels, tensors
-from optax_unf.nn.layout import Features, channels_first, from_blocks, to_blocks, to_tree
+from optax_unf.nn.layout import Features, channels_first, from_parts, to_parts, to_tree
 from optax_unf.nn.mix import Kernels
 from optax_unf.nn.plan import Plan, parameters, std
 from optax_unf.spec.paths import show_path
@@ -86,10 +86,10 @@ def feed_forward(
 ) -> list[Float[Array, "channels ..."]]:
     """The layer on all leaves, channels first, with the parameters of `nfn_plan`."""
     leaves = tensors(spec)
-    inputs = [positions_to_channels(x, leaf) for x, leaf in zip(to_blocks(xs, spec), leaves, strict=True)]
+    inputs = [positions_to_channels(x, leaf) for x, leaf in zip(to_parts(xs, spec), leaves, strict=True)]
     outputs = [functools.reduce(operator.add, terms) for terms in _terms(params, spec, leaves, inputs, channels)]
-    blocks = [channels_to_positions(y, leaf, channels) for y, leaf in zip(outputs, leaves, strict=True)]
-    return from_blocks(blocks, spec)
+    parts = [channels_to_positions(y, leaf, channels) for y, leaf in zip(outputs, leaves, strict=True)]
+    return from_parts(parts, spec)
 
 
 @functools.lru_cache(maxsize=64)
@@ -173,8 +173,8 @@ def _layers(spec: PermutationSpec) -> tuple[tuple[tuple[int, int], ...], ...]:
         )
 
     for k, leaf in enumerate(spec.leaves):
-        if len(leaf.blocks) > 1:
-            refuse(k, "no axis may be a Concat", f"has {len(leaf.blocks)} blocks")
+        if len(leaf.parts) > 1:
+            refuse(k, "no axis may be a Concat", f"has {len(leaf.parts)} parts")
     leaves = tensors(spec)
     layers: list[list[tuple[int, int]]] = [[] for _ in names]
     # Layers that kernels link have the same number.

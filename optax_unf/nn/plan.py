@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from optax_unf.nn.contract import Tensor
-from optax_unf.nn.meetings import is_own, label_of, meetings, most_terms, own_labels, roles
+from optax_unf.nn.signature_groups import is_own, label_of, most_terms, own_labels, roles, signature_groups
 
 Plan: TypeAlias = Mapping[str, np.ndarray]
 """The standard deviation of every entry of each parameter, by name. Zeros are zeros at initialization."""
@@ -38,21 +38,21 @@ def full_plan(leaves: tuple[Tensor, ...], inputs: int, outputs: int, *, use_bias
     """The parameters of a layer with full coefficients: for each signature, all contractions by all expansions."""
     heights, widths = ([channels * leaf.positions for leaf in leaves] for channels in (inputs, outputs))
     others = [-height for height in heights]
-    for meeting in meetings(leaves):
-        total = sum(heights[source] for source, _ in meeting.departures)
-        for leaf, _ in meeting.arrivals:
+    for group in signature_groups(leaves):
+        total = sum(heights[source] for source, _ in group.sources)
+        for leaf, _ in group.targets:
             others[leaf] += total
 
     plan: dict[str, np.ndarray] = {}
-    for meeting in meetings(leaves):
+    for group in signature_groups(leaves):
         stds = [
-            [std(own=is_own(d, a, leaves), fan_in=heights[a[0]], others=others[a[0]]) for a in meeting.arrivals]
-            for d in meeting.departures
+            [std(own=is_own(d, a, leaves), fan_in=heights[a[0]], others=others[a[0]]) for a in group.targets]
+            for d in group.sources
         ]
-        rows = [heights[leaf] for leaf, _ in meeting.departures]
-        columns = [widths[leaf] for leaf, _ in meeting.arrivals]
-        plan["kernel" + meeting.label] = np.repeat(np.repeat(np.array(stds), rows, axis=0), columns, axis=1)
-        if use_bias and not meeting.signature:
+        rows = [heights[leaf] for leaf, _ in group.sources]
+        columns = [widths[leaf] for leaf, _ in group.targets]
+        plan["kernel" + group.label] = np.repeat(np.repeat(np.array(stds), rows, axis=0), columns, axis=1)
+        if use_bias and not group.signature:
             plan["bias"] = np.zeros(sum(columns))
     return plan
 
@@ -61,10 +61,10 @@ def full_plan(leaves: tuple[Tensor, ...], inputs: int, outputs: int, *, use_bias
 def tied_plan(leaves: tuple[Tensor, ...], inputs: int, outputs: int, *, use_bias: bool = True) -> Plan:
     """The parameters of a layer with tied coefficients: a matrix for every pair of roles that there is."""
     names = ["mean"]
-    for meeting in meetings(leaves):
-        for leaf, expansion in meeting.arrivals:
-            names += ["all " + label_of(role, expansion) for role in roles(meeting, leaves)]
-            names += ["own " + label for label, _ in own_labels(meeting, leaves, leaf, expansion)]
+    for group in signature_groups(leaves):
+        for leaf, expansion in group.targets:
+            names += ["all " + label_of(role, expansion) for role in roles(group, leaves)]
+            names += ["own " + label for label, _ in own_labels(group, leaves, leaf, expansion)]
     other = np.full((inputs, outputs), np.sqrt((1.0 - _OWN_SHARE) / (inputs * most_terms(leaves))))
     plan = {"entry": np.full((inputs, outputs), np.sqrt(_OWN_SHARE / inputs)), **dict.fromkeys(names, other)}
     return plan | {"bias": np.zeros(outputs)} if use_bias else plan

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from optax_unf.nn.contract import contract, contractions, positions_to_channels, tensors
-from optax_unf.nn.layout import Features, channels_first, to_blocks
+from optax_unf.nn.layout import Features, channels_first, to_parts
 from optax_unf.spec.permutation_spec import PermutationSpec
 
 
@@ -14,7 +14,7 @@ class InvariantPool(nn.Module):
 
     They are the equivariant maps to a scalar (Zhou, Finn & Harrison 2024, arXiv:2402.05232, Algorithm 1): the mean
     over the diagonal of each valid partition of a leaf's axes, the mean over all entries first. Positions along fixed
-    axes are channels: each has its own. Each block of a leaf with `Concat` axes counts as a leaf.
+    axes are channels: each has its own. Each part of a leaf with `Concat` axes counts as a leaf.
 
     Attributes:
       spec: the permutation spec of the weight space.
@@ -49,8 +49,8 @@ class InvariantPool(nn.Module):
             return jnp.zeros(0)
         dtype = jnp.result_type(*xs)
         means = []
-        blocks = to_blocks([x.astype(dtype) for x in xs], self.spec)
-        for leaf, x in zip(tensors(self.spec), blocks, strict=True):
+        parts = to_parts([x.astype(dtype) for x in xs], self.spec)
+        for leaf, x in zip(tensors(self.spec), parts, strict=True):
             contracted = contract(positions_to_channels(x, leaf), leaf.names)
             signatures = (signature for _, signature in contractions(leaf.names))
             means += [y for y, signature in zip(contracted, signatures, strict=True) if not signature]

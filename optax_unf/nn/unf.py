@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from optax_unf.nn.contract import Tensor, channels_to_positions, contract, positions_to_channels, tensors
-from optax_unf.nn.layout import Features, channels_first, from_blocks, to_blocks, to_tree
+from optax_unf.nn.layout import Features, channels_first, from_parts, to_parts, to_tree
 from optax_unf.nn.mix import Contracted, Kernels, mix_full, mix_tied
 from optax_unf.nn.plan import full_plan, parameters, tied_plan
 from optax_unf.spec.permutation_spec import PermutationSpec
@@ -20,7 +20,7 @@ Coefficients: TypeAlias = Literal["full", "tied"]
 
 
 def contractions_of(x: Float[Array, "channels *factors"], leaf: Tensor) -> list[Float[Array, "c ..."]]:
-    """The contractions of a block of a leaf that is at hand whole."""
+    """The contractions of a part of a leaf that is at hand whole."""
     return contract(positions_to_channels(x, leaf), leaf.names)
 
 
@@ -31,21 +31,21 @@ def equivariant(
     contracted: Sequence[Contracted],
     channels: int,
 ) -> list[Float[Array, "channels ..."]]:
-    """The layer on the contractions of all blocks: mix, expand, and put the blocks of each leaf together.
+    """The layer on the contractions of all parts: mix, expand, and put the parts of each leaf together.
 
     Args:
       params: the layer's parameters.
       spec: the weight space.
       coefficients: which parameters they are.
-      contracted: the contractions of each block, in the order of `tensors`.
+      contracted: the contractions of each part, in the order of `tensors`.
       channels: output channels.
     """
     tied = coefficients == "tied"
     leaves = tensors(spec, fixed_as_permuted=tied)
     terms = (mix_tied if tied else mix_full)(params, leaves, contracted, channels)
-    outputs = [functools.reduce(operator.add, arrived) for arrived in terms]
-    blocks = [channels_to_positions(y, leaf, channels) for y, leaf in zip(outputs, leaves, strict=True)]
-    return from_blocks(blocks, spec)
+    outputs = [functools.reduce(operator.add, own) for own in terms]
+    parts = [channels_to_positions(y, leaf, channels) for y, leaf in zip(outputs, leaves, strict=True)]
+    return from_parts(parts, spec)
 
 
 class UNF(nn.Module):
@@ -54,7 +54,7 @@ class UNF(nn.Module):
     With `coefficients="full"` it spans all linear equivariant maps (Zhou, Finn & Harrison 2024,
     arXiv:2402.05232, Algorithm 1 and Eq. 30), and its weights fit this spec only. With `"tied"` coefficients,
     leaves share them by role (rank, kept axes, diagonals), so that the weights fit any spec: roles that they have
-    never seen contribute nothing, and fixed axes are treated as permuted. Each block of a leaf with `Concat` axes
+    never seen contribute nothing, and fixed axes are treated as permuted. Each part of a leaf with `Concat` axes
     counts as a leaf.
 
     Attributes:
@@ -107,6 +107,6 @@ def _layer(
 ) -> list[Float[Array, "channels ..."]]:
     leaves = tensors(spec, fixed_as_permuted=coefficients == "tied")
     dtype = jnp.result_type(*xs)
-    blocks = to_blocks([x.astype(dtype) for x in xs], spec)
-    contracted = [contractions_of(x, leaf) for x, leaf in zip(blocks, leaves, strict=True)]
+    parts = to_parts([x.astype(dtype) for x in xs], spec)
+    contracted = [contractions_of(x, leaf) for x, leaf in zip(parts, leaves, strict=True)]
     return equivariant(params, spec, coefficients, contracted, channels)

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from optax_unf.nn.contract import Tensor, tensors
-from optax_unf.nn.meetings import Meeting, meetings
 from optax_unf.nn.mix import Kernels, tied_rows
+from optax_unf.nn.signature_groups import SignatureGroup, signature_groups
 from optax_unf.spec.permutation_spec import PermutationSpec
 
 
@@ -27,15 +27,15 @@ def untie(tied: Kernels, spec: PermutationSpec) -> dict[str, Float[Array, "..."]
         )
 
     full = {}
-    for meeting in meetings(leaves):
-        rows = [tied_rows(tied, leaves, departure) for departure in meeting.departures]
-        full["kernel" + meeting.label] = jnp.concatenate(rows)
-        if not meeting.signature and "bias" in tied:
-            full["bias"] = _bias(tied["bias"], meeting, leaves)
+    for group in signature_groups(leaves):
+        rows = [tied_rows(tied, leaves, source) for source in group.sources]
+        full["kernel" + group.label] = jnp.concatenate(rows)
+        if not group.signature and "bias" in tied:
+            full["bias"] = _bias(tied["bias"], group, leaves)
     return full
 
 
-def _bias(bias: Array, meeting: Meeting, leaves: tuple[Tensor, ...]) -> Float[Array, " outputs"]:
+def _bias(bias: Array, group: SignatureGroup, leaves: tuple[Tensor, ...]) -> Float[Array, " outputs"]:
     # Constant maps that are zero off a diagonal have no tied counterpart.
-    plain = (len(expansion.blocks) == len(leaves[leaf].names) for leaf, expansion in meeting.arrivals)
+    plain = (len(expansion.diagonals) == len(leaves[leaf].names) for leaf, expansion in group.targets)
     return jnp.concatenate([bias if constant else jnp.zeros_like(bias) for constant in plain])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from optax_unf.nominal.matrix import VECTORS, Group, LeafMatrices, Matrix, groups_of, of_sides
 from optax_unf.spec.axes import Axis, Name, names_of
-from optax_unf.spec.leaf import Block, LeafSpec
+from optax_unf.spec.leaf import LeafSpec, Part
 from optax_unf.spec.permutation_spec import PermutationSpec
 
 
@@ -31,20 +31,20 @@ class _Reader:
 
     def read(self, leaf: LeafSpec) -> LeafMatrices:
         if VECTORS.search(leaf.path):
-            return LeafMatrices(leaf, (None,) * len(leaf.blocks), "a bias, scale or position by its name")
-        read = [self._block(leaf, block, groups) for block, groups in zip(leaf.blocks, groups_of(leaf), strict=True)]
+            return LeafMatrices(leaf, (None,) * len(leaf.parts), "a bias, scale or position by its name")
+        read = [self._part(leaf, part, groups) for part, groups in zip(leaf.parts, groups_of(leaf), strict=True)]
         return LeafMatrices(leaf, tuple(matrix for matrix, _ in read), read[0][1])
 
     def _named(self, leaf: LeafSpec) -> list[tuple[Name, ...]]:
         """The names of each axis that has any, from left to right."""
         return [names_of(axis) for axis in leaf.axes if names_of(axis)]
 
-    def _block(self, leaf: LeafSpec, block: Block, groups: Sequence[Group]) -> tuple[Matrix | None, str]:
+    def _part(self, leaf: LeafSpec, part: Part, groups: Sequence[Group]) -> tuple[Matrix | None, str]:
         batch: list[int] = []
         named: list[tuple[int, Group]] = []
         fixed: list[tuple[int, Group]] = []
         for index, (axis, group) in enumerate(zip(leaf.axes, groups, strict=True)):
-            names = [block.factors[k][0] for k in group if block.factors[k][0] is not None]
+            names = [part.factors[k][0] for k in group if part.factors[k][0] is not None]
             # Experts stand first in their own leaves, last in their router's.
             stacked = len(group) == 1 and bool(names) and not named and self.stacks.issuperset(names)
             if stacked or (index == 0 and leaf.path in self.layers):
@@ -53,17 +53,17 @@ class _Reader:
                 fixed.append((index, group))
             else:
                 # Fused gates may be a product with a fixed factor; so is the flattened input of one layer only.
-                gates = [k for k in group if block.factors[k][0] is None and len(group) > 1 and self.uses[axis] > 1]
+                gates = [k for k in group if part.factors[k][0] is None and len(group) > 1 and self.uses[axis] > 1]
                 batch += gates
                 named.append((index, tuple(k for k in group if k not in gates)))
-        return self._sides(leaf, block, batch, self._merged(block, named), fixed)
+        return self._sides(leaf, part, batch, self._merged(part, named), fixed)
 
-    def _merged(self, block: Block, named: list[tuple[int, Group]]) -> list[tuple[int, Group]]:
+    def _merged(self, part: Part, named: list[tuple[int, Group]]) -> list[tuple[int, Group]]:
         """Heads and their size, where they are axes of their own, as one side."""
         merged: list[tuple[int, Group]] = []
         for index, group in named:
-            last = block.factors[merged[-1][1][-1]][0] if merged else None
-            if merged and (last, block.factors[group[0]][0]) in self.pairs:
+            last = part.factors[merged[-1][1][-1]][0] if merged else None
+            if merged and (last, part.factors[group[0]][0]) in self.pairs:
                 merged[-1] = (merged[-1][0], merged[-1][1] + group)
             else:
                 merged.append((index, group))
@@ -72,7 +72,7 @@ class _Reader:
     def _sides(
         self,
         leaf: LeafSpec,
-        block: Block,
+        part: Part,
         batch: list[int],
         named: list[tuple[int, Group]],
         fixed: list[tuple[int, Group]],
@@ -86,11 +86,11 @@ class _Reader:
             if leaf.shape[inner[0]] == 1:
                 return None, "one axis of neurons only"
             sides = [_joined(fixed), side]
-            return self._matrix(block, batch, sides if inner[0] < index else sides[::-1]), "a permuted and a data axis"
+            return self._matrix(part, batch, sides if inner[0] < index else sides[::-1]), "a permuted and a data axis"
 
         if len(named) > 2:
             sides = [_joined(named[:-1] + fixed), named[-1][1]]
-            return self._matrix(block, batch, sides), "the last axis out, the others in"
+            return self._matrix(part, batch, sides), "the last axis out, the others in"
 
         # Positions of a convolution go with the inputs, which stand beside them: [h, w, in, out] or [out, in, h, w].
         first, second = named
@@ -98,15 +98,15 @@ class _Reader:
             sides = [first[1], _joined([second, *fixed])]
         else:
             sides = [_joined([first, *fixed]), second[1]]
-        return self._matrix(block, batch, sides), "a pair of permuted axes"
+        return self._matrix(part, batch, sides), "a pair of permuted axes"
 
-    def _matrix(self, block: Block, batch: Sequence[int], sides: Sequence[Group]) -> Matrix | None:
+    def _matrix(self, part: Part, batch: Sequence[int], sides: Sequence[Group]) -> Matrix | None:
         batch, kept = list(batch), []
         for side in sides:
-            outer = [k for k in side if block.factors[k][0] is not None][:-1] if self.heads else []
+            outer = [k for k in side if part.factors[k][0] is not None][:-1] if self.heads else []
             batch += outer
             kept.append([k for k in side if k not in outer])
-        return of_sides(block, batch, *kept)
+        return of_sides(part, batch, *kept)
 
 
 def _joined(groups: Sequence[tuple[int, Group]]) -> Group:

@@ -48,6 +48,6 @@ def _numbers(found: LeafMatrices) -> Any:
 
 
 def _axes(found: LeafMatrices, factors: tuple[int, ...]) -> tuple[int, ...]:
-    """The leaf's axes that have these factors of its first block."""
+    """The leaf's axes that have these factors of its first part."""
     owners = [axis for axis, factors in enumerate(found.groups[0]) for _ in factors]
     return tuple(dict.fromkeys(owners[k] for k in factors))

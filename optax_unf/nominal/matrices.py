@@ -78,11 +78,11 @@ def _by_convention(leaf: LeafSpec, heads: bool) -> LeafMatrices:
         return LeafMatrices(leaf, (None,), "a bias, scale or position by its name")
     if rank == 3 and _PROJECTIONS.search(leaf.path):
         sides = ((1,), (0,), (2,)) if heads else ((), (0,), (1, 2))
-        matrix = of_sides(leaf.blocks[0], *sides)
+        matrix = of_sides(leaf.parts[0], *sides)
         return LeafMatrices(leaf, (matrix,), "a projection to heads by its name")
     if rank > 2 and leaf.shape[-2] == 1:
         return LeafMatrices(leaf, (None,), "one axis of neurons only")
-    matrix = of_sides(leaf.blocks[0], (), range(rank - 1), (rank - 1,))
+    matrix = of_sides(leaf.parts[0], (), range(rank - 1), (rank - 1,))
     return LeafMatrices(leaf, (matrix,), "the last axis out, the others in")
 
 
@@ -120,8 +120,8 @@ def describe_matrices(
 
 def _shown(found: LeafMatrices) -> str:
     parts = [
-        "Adam" if matrix is None else matrix.shown(block.shape)
-        for matrix, block in zip(found.matrices, found.leaf.blocks, strict=True)
+        "Adam" if matrix is None else matrix.shown(part.shape)
+        for matrix, part in zip(found.matrices, found.leaf.parts, strict=True)
     ]
     runs = [(part, parts.count(part)) for part in dict.fromkeys(parts)]
     return " and ".join(f"{n} parts {part}" if n > 1 else part for part, n in runs)

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
 from optax_unf.spec.axes import Concat, factors_of
-from optax_unf.spec.leaf import Block, LeafSpec
+from optax_unf.spec.leaf import LeafSpec, Part
 
-Group: TypeAlias = tuple[int, ...]  # the factors of a block that are one axis of the leaf
+Group: TypeAlias = tuple[int, ...]  # the factors of a part that are one axis of the leaf
 
 # Last keys of leaves that are no matrices, whatever their axes.
 VECTORS = re.compile(
@@ -23,7 +23,7 @@ VECTORS = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Matrix:
-    """The axes of a block as those of a batch of matrices.
+    """The axes of a part as those of a batch of matrices.
 
     Attributes:
       batch: axes along which matrices lie, each orthogonalized on its own.
@@ -36,12 +36,12 @@ class Matrix:
     columns: tuple[int, ...]
 
     def flatten(self, x: Shaped[Array, "..."]) -> Shaped[Array, "batch rows columns"]:
-        """A block as a batch of matrices."""
+        """A part as a batch of matrices."""
         shape = [math.prod(x.shape[a] for a in axes) for axes in (self.batch, self.rows, self.columns)]
         return jnp.transpose(x, self._order).reshape(shape)
 
     def unflatten(self, x: Shaped[Array, "batch rows columns"], shape: tuple[int, ...]) -> Shaped[Array, "..."]:
-        """The inverse of `flatten`: a block of this shape."""
+        """The inverse of `flatten`: a part of this shape."""
         inverse = sorted(range(len(shape)), key=self._order.__getitem__)
         return jnp.transpose(x.reshape([shape[a] for a in self._order]), inverse)
 
@@ -60,8 +60,8 @@ class LeafMatrices:
     """What one leaf is taken for.
 
     Attributes:
-      leaf: its axes, and the blocks into which they cut it.
-      matrices: for each block the matrices in it, or None where Adam takes it.
+      leaf: its axes, and the parts into which they cut it.
+      matrices: for each part the matrices in it, or None where Adam takes it.
       why: the reason, in words.
     """
 
@@ -76,18 +76,18 @@ class LeafMatrices:
 
     @property
     def groups(self) -> tuple[tuple[Group, ...], ...]:
-        """For each block the factors that belong to each axis of the leaf."""
+        """For each part the factors that belong to each axis of the leaf."""
         return tuple(groups_of(self.leaf))
 
 
-def of_sides(block: Block, batch: Sequence[int], rows: Sequence[int], columns: Sequence[int]) -> Matrix | None:
+def of_sides(part: Part, batch: Sequence[int], rows: Sequence[int], columns: Sequence[int]) -> Matrix | None:
     """The matrix, or None where a side is one entry long: that is a vector."""
-    sides = [math.prod(block.shape[k] for k in axes) for axes in (rows, columns)]
+    sides = [math.prod(part.shape[k] for k in axes) for axes in (rows, columns)]
     return Matrix(tuple(batch), tuple(rows), tuple(columns)) if min(sides) > 1 else None
 
 
 def groups_of(leaf: LeafSpec) -> Iterator[tuple[Group, ...]]:
-    """For each block the factors that belong to each axis of the leaf."""
+    """For each part the factors that belong to each axis of the leaf."""
     lengths = [
         [
             [len(factors_of(part)) for part in (factor.parts if isinstance(factor, Concat) else (factor,))]

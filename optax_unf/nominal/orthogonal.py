@@ -17,7 +17,7 @@ from optax_unf.infer import Spec
 from optax_unf.nominal.matrices import find_matrices
 from optax_unf.nominal.matrix import LeafMatrices, Matrix
 from optax_unf.nominal.polar import polar_factor, root
-from optax_unf.spec.leaf import join_blocks, split_blocks
+from optax_unf.spec.leaf import join_parts, split_parts
 from optax_unf.spec.paths import leaves_by_path
 
 # The RMS of Adam's steps in practice (Liu et al. 2025, arXiv:2502.16982, Section 2.2).
@@ -249,23 +249,23 @@ def _adam_step(mu: Array, nu: Array, eps: float) -> Array:
 
 
 def _orthogonalized(momenta: _Leaves, adam: _Leaves, found: dict[str, LeafMatrices], graft: bool) -> _Leaves:
-    """The steps of the leaves that have matrices: polar factors of the right size, Adam's in other blocks."""
-    blocks: dict[str, list[Array]] = {}
+    """The steps of the leaves that have matrices: polar factors of the right size, Adam's in other parts."""
+    parts: dict[str, list[Array]] = {}
     sources: dict[tuple[str, int], tuple[Matrix, Array]] = {}
     for path, x in momenta.items():
         taken = found[path]
-        blocks[path] = split_blocks(adam.get(path, x), taken.leaf)
-        for k, (matrix, block) in enumerate(zip(taken.matrices, split_blocks(x, taken.leaf), strict=True)):
+        parts[path] = split_parts(adam.get(path, x), taken.leaf)
+        for k, (matrix, part) in enumerate(zip(taken.matrices, split_parts(x, taken.leaf), strict=True)):
             if matrix is not None:
-                sources[path, k] = matrix, matrix.flatten(block)
+                sources[path, k] = matrix, matrix.flatten(part)
 
     factors = _polar_factors([x for _, x in sources.values()])
     for ((path, k), (matrix, _)), factor in zip(sources.items(), factors, strict=True):
-        block = blocks[path][k]
+        part = parts[path][k]
         sides = factor.shape[-2:]
-        size = _rms(matrix.flatten(block)) / _positive(_rms(factor)) if graft else _RMS * math.sqrt(max(sides))
-        blocks[path][k] = matrix.unflatten(size * factor, block.shape)
-    return {path: join_blocks(parts, found[path].leaf) for path, parts in blocks.items()}
+        size = _rms(matrix.flatten(part)) / _positive(_rms(factor)) if graft else _RMS * math.sqrt(max(sides))
+        parts[path][k] = matrix.unflatten(size * factor, part.shape)
+    return {path: join_parts(own, found[path].leaf) for path, own in parts.items()}
 
 
 def _polar_factors(matrices: Sequence[Float[Array, "_ _ _"]]) -> list[Array]:

@@ -109,8 +109,8 @@ class _Renaming:
 
 
 def _cuts(leaf: LeafSpec) -> list[tuple[tuple[int, ...], ...]]:
-    """How the leaf is cut into blocks, and those into factors."""
-    return [(block.start, block.stop, block.shape) for block in leaf.blocks]
+    """How the leaf is cut into parts, and those into factors."""
+    return [(part.start, part.stop, part.shape) for part in leaf.parts]
 
 
 def _describe(leaf: LeafSpec | None) -> str:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from optax_unf.nn.contract import Tensor, contractions, tensors
 from optax_unf.nn.deep_sets import deep_sets, with_shared
-from optax_unf.nn.mix import Arrived, Contracted, full_rows, tied_rows
+from optax_unf.nn.mix import Contracted, Multiplied, full_rows, tied_rows
 from optax_unf.nn.nfn import feed_forward, nfn_plan
 from optax_unf.nn.plan import Plan, deep_sets_plan, draw, full_plan, tied_plan
 from optax_unf.nn.unf import contractions_of, equivariant
@@ -19,7 +19,7 @@ from optax_unf.optimizer.architecture import OptimizerConfig
 from optax_unf.optimizer.features import ENTRY_CHANNELS, TIME_CHANNELS, mean_squares, normalize, pack, scaled, unpack
 from optax_unf.optimizer.stream import stream
 from optax_unf.optimizer.theta import Layer
-from optax_unf.spec.leaf import LeafSpec, split_blocks
+from optax_unf.spec.leaf import LeafSpec, split_parts
 from optax_unf.spec.permutation_spec import PermutationSpec
 
 # Leaves of at most this many entries go through the trunk together; others alone, which leaves their shardings alone.
@@ -141,10 +141,10 @@ class Network:
             return False
         if chosen.head != "unf":
             return chosen.head == "deepsets"
-        for block in leaf.blocks:
-            names = [name for name, _ in block.factors if name is not None]
-            fixed = len(block.factors) - len(names)
-            if len(set(names)) < len(names) or (fixed and chosen.coefficients == "full") or 0 in block.shape:
+        for part in leaf.parts:
+            names = [name for name, _ in part.factors if name is not None]
+            fixed = len(part.factors) - len(names)
+            if len(set(names)) < len(names) or (fixed and chosen.coefficients == "full") or 0 in part.shape:
                 return False
         return True
 
@@ -174,31 +174,31 @@ def _contracted(
     head: Layer,
     leaves: Sequence["Array | _Tiled"],
 ) -> list[Contracted]:
-    """The contractions of the blocks of all leaves, in the order of `tensors`."""
+    """The contractions of the parts of all leaves, in the order of `tensors`."""
     tied = config.coefficients == "tied"
-    blocks = tensors(spec, fixed_as_permuted=tied)
+    parts = tensors(spec, fixed_as_permuted=tied)
 
     def rows(number: int, k: int) -> Float[Array, "features outputs"]:
         if tied:
-            return tied_rows(head, blocks, (number, k))
-        return full_rows(head, blocks, config.hidden_channels, (number, k))
+            return tied_rows(head, parts, (number, k))
+        return full_rows(head, parts, config.hidden_channels, (number, k))
 
     contracted: list[Contracted] = []
     for leaf, x in zip(spec.leaves, leaves, strict=True):
         if isinstance(x, _Tiled):
-            for block in leaf.blocks:
+            for part in leaf.parts:
                 number = len(contracted)
-                kernels = {k: rows(number, k) for k in _multiplied(blocks[number], config.hidden_channels)}
-                contracted.append(x.contractions(leaf, block.start, block.extent, blocks[number], kernels))
+                kernels = {k: rows(number, k) for k in _multiplied(parts[number], config.hidden_channels)}
+                contracted.append(x.contractions(leaf, part.start, part.extent, parts[number], kernels))
         else:
-            for block in split_blocks(x, leaf, leading=1):
-                contracted.append(contractions_of(block, blocks[len(contracted)]))
+            for part in split_parts(x, leaf, leading=1):
+                contracted.append(contractions_of(part, parts[len(contracted)]))
     return contracted
 
 
-def _multiplied(block: Tensor, features: int) -> list[int]:
-    """The contractions to multiply before they are averaged: those whose features take more memory than the block."""
-    kept = [math.prod(block.sizes[axis] for axis in c.kept) for c, _ in contractions(block.names)]
+def _multiplied(part: Tensor, features: int) -> list[int]:
+    """The contractions to multiply before they are averaged: those whose features take more memory than the part."""
+    kept = [math.prod(part.sizes[axis] for axis in c.kept) for c, _ in contractions(part.names)]
     return [k for k, size in enumerate(kept[:-1]) if k == 0 or features * size > kept[0]]
 
 
@@ -225,13 +225,13 @@ class _Tiled:
         leaf: LeafSpec,
         start: tuple[int, ...],
         extent: tuple[int, ...],
-        block: Tensor,
+        part: Tensor,
         kernels: Mapping[int, Array],
     ) -> Contracted:
-        """The contractions of one block of the leaf, of which some are multiplied already."""
+        """The contractions of one part of the leaf, of which some are multiplied already."""
         inputs = [x.reshape(leaf.factored_shape) for x in self.channels]
-        found = self._stream(inputs, start, extent, block, kernels)
-        return [Arrived(x) if k in kernels else x for k, x in enumerate(found)]
+        found = self._stream(inputs, start, extent, part, kernels)
+        return [Multiplied(x) if k in kernels else x for k, x in enumerate(found)]
 
     def through(self, head: Layer) -> Float[Array, "*shape"]:
         """The leaf through a pointwise head."""
@@ -246,21 +246,21 @@ class _Tiled:
         inputs: Channels,
         start: tuple[int, ...],
         extent: tuple[int, ...],
-        block: Tensor,
+        part: Tensor,
         kernels: Mapping[int, Array],
     ) -> list[Array]:
         trunk = jax.tree_util.Partial(_scaled_trunk, self.layers, self.squares)
         kernels = {k: kernel.astype(self.dtype) for k, kernel in kernels.items()}
-        return _jitted_stream(list(inputs), start, trunk, kernels, _anonymous(block), extent, self.tiling.entries)
+        return _jitted_stream(list(inputs), start, trunk, kernels, _anonymous(part), extent, self.tiling.entries)
 
 
 # Leaves that differ in their names alone are traced once.
 _jitted_stream = jax.jit(stream, static_argnames=("leaf", "extent", "entries"))
 
 
-def _anonymous(block: Tensor) -> Tensor:
-    ranks = sorted(set(block.names))
-    return dataclasses.replace(block, path="", names=tuple(map(ranks.index, block.names)))
+def _anonymous(part: Tensor) -> Tensor:
+    ranks = sorted(set(part.names))
+    return dataclasses.replace(part, path="", names=tuple(map(ranks.index, part.names)))
 
 
 def _scaled_trunk(

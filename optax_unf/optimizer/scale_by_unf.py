@@ -10,7 +10,7 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Int, PyTree
 
-from optax_unf._arguments import check_accumulator, check_block_entries, check_real, checked_state, flatten_checked
+from optax_unf._arguments import check_accumulator, check_real, check_tile_entries, checked_state, flatten_checked
 from optax_unf._dtypes import at_least_float32
 from optax_unf._sharding import replicated
 from optax_unf.infer import Inferred, Spec, resolved
@@ -51,7 +51,7 @@ def scale_by_unf(
     *,
     spec: Spec = None,
     accumulator_dtype: DTypeLike | None = None,
-    block_entries: int | None = None,
+    tile_entries: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Replaces gradients by the direction of a learned optimizer.
 
@@ -79,7 +79,7 @@ def scale_by_unf(
       accumulator_dtype: of the momenta. By default that of the parameter, but at least float32: an average at decay
         0.9999 does not move in bfloat16. Mean squares stay at least float32. Give it as a string, `"bfloat16"`, where
         `optax.inject_hyperparams` would take a type for a schedule.
-      block_entries: large leaves are evaluated in blocks of about so many entries, whose hidden features are all that
+      tile_entries: large leaves are evaluated in tiles of about so many entries, whose hidden features are all that
         is held of them; 0 evaluates every leaf whole. By default it depends on the device (`optimizer.network`),
         and 0 where there are several devices. A static argument for `optax.inject_hyperparams`.
 
@@ -90,7 +90,7 @@ def scale_by_unf(
       ValueError: `params` is missing; the trees or the spec do not match; the state is that of weights with another
         normalization; full-coefficient weights are used for
         another weight space than theirs, or for a part of it.
-      TypeError: a parameter or gradient is not real floating-point, or `accumulator_dtype` is not; `block_entries` is
+      TypeError: a parameter or gradient is not real floating-point, or `accumulator_dtype` is not; `tile_entries` is
         not a natural number; the state is that of another transformation.
 
     Example:
@@ -106,7 +106,7 @@ def scale_by_unf(
         weights = load_weights(weights)
 
     check_accumulator(accumulator_dtype)
-    check_block_entries(block_entries)
+    check_tile_entries(tile_entries)
     zero = functools.partial(_zero_momentum, dtype=accumulator_dtype)
     # In a narrower type squares would overflow, and their average at decay 0.999 stand still.
     squares_dtype = None if accumulator_dtype is None else at_least_float32(accumulator_dtype)
@@ -141,7 +141,7 @@ def scale_by_unf(
         steps, nominal_state = (None, None) if nominal is None else nominal.update(updates, state.nominal, params)
         leaves = functools.partial(_leaves, space)
         direction, moments = direction_of(
-            optimizer_for(weights.config, space, block_entries),
+            optimizer_for(weights.config, space, tile_entries),
             weights.theta,
             leaves(params, "parameters"),
             Moments(

@@ -72,15 +72,15 @@ def stream(
     extent: tuple[int, ...],
     entries: int,
 ) -> list[Float[Array, "_ ..."]]:
-    """One leaf, or a block of one, through the trunk.
+    """One leaf, or a part of one, through the trunk.
 
     Args:
-      inputs: the input channels; a block is a part of them.
+      inputs: the input channels; those of the leaf of a part.
       start: where it begins along each of their axes.
       trunk: the pointwise part of f.
       kernels: matrices by which features are multiplied for some of the contractions, in the dtype to compute in; for
         the first, which keeps all axes, there must be one.
-      leaf: the leaf or block, whose names must be distinct and all permuted.
+      leaf: the leaf or part, whose names must be distinct and all permuted.
       extent: how long it is along each axis of the inputs.
       entries: about how many entries to evaluate at a time.
 
@@ -137,7 +137,7 @@ def _reader(
 ) -> Callable[[Position, Position], list[Float[Array, " entries"]]]:
     """A function that reads a tile of each input."""
     if cut.axis == 0 and extent[0] == cut.sizes[0]:
-        # Whole rows of a block are read where they are, without a copy of the block.
+        # Whole rows of a part are read where they are, without a copy of the part.
         shape = (cut.length, *extent[1:])
         return lambda before, begin: [
             jax.lax.dynamic_slice(x, (start[0] + begin, *start[1:]), shape).reshape(-1) for x in inputs

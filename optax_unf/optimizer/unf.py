@@ -27,7 +27,7 @@ def unf(
     weight_decay: float | Float[Array, ""] = 0.0,
     weight_decay_mask: Any | Callable[[optax.Params], Any] | None = None,
     accumulator_dtype: DTypeLike | None = None,
-    block_entries: int | None = None,
+    tile_entries: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""A learned optimizer: Eq. 31 of Zhou, Finn & Harrison 2024 (arXiv:2402.05232).
 
@@ -48,7 +48,7 @@ def unf(
       weight_decay: decoupled, as in `optax.adamw`: this part of the parameters is added to the direction.
       weight_decay_mask: as in `optax.adamw`: a tree of booleans, or a function of the parameters that returns one.
       accumulator_dtype: see `scale_by_unf`.
-      block_entries: see `scale_by_unf`.
+      tile_entries: see `scale_by_unf`.
 
     Returns:
       A transformation whose `update` requires `params`.
@@ -75,7 +75,7 @@ def unf(
     check_total_steps(total_steps)
     check_factor(factor)
 
-    direction = scale_by_unf(weights, spec=spec, accumulator_dtype=accumulator_dtype, block_entries=block_entries)
+    direction = scale_by_unf(weights, spec=spec, accumulator_dtype=accumulator_dtype, tile_entries=tile_entries)
     if not isinstance(weight_decay, int | float) or weight_decay:
         decay = optax.add_decayed_weights(weight_decay, weight_decay_mask)  # pyright: ignore[reportArgumentType]
         direction = optax.chain(direction, decay)

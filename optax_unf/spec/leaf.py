@@ -1,4 +1,4 @@
-"""One leaf of a weight space: its axes, and the blocks that they cut it into."""
+"""One leaf of a weight space: its axes, and the parts that they cut it into."""
 
 import dataclasses
 import functools
@@ -16,14 +16,14 @@ Factors: TypeAlias = tuple[tuple[Name | None, int], ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Block:
-    """A part of a leaf in which every axis is a name or fixed: an ordinary tensor.
+class Part:
+    """What `Concat` axes cut out of a leaf: every axis of it is a name or fixed.
 
     Attributes:
-      path: the leaf's path, for a leaf of several blocks with the number of the part of each `Concat`, as in
+      path: the leaf's path, for a leaf of several parts with the number of the piece of each `Concat`, as in
         `"layer1/weight#0,2"`.
-      factors: `(name, size)` of every axis of the block; the name `None` is fixed.
-      start: where the block begins along each axis of the leaf in its `factored_shape`.
+      factors: `(name, size)` of every axis of the part; the name `None` is fixed.
+      start: where the part begins along each axis of the leaf in its `factored_shape`.
       stop: where it ends.
     """
 
@@ -39,7 +39,7 @@ class Block:
 
     @property
     def extent(self) -> tuple[int, ...]:
-        """How long the block is along each axis of the leaf in its `factored_shape`."""
+        """How long the part is along each axis of the leaf in its `factored_shape`."""
         return tuple(stop - start for start, stop in zip(self.start, self.stop, strict=True))
 
 
@@ -67,25 +67,25 @@ class LeafSpec:
     @functools.cached_property
     def factored_shape(self) -> tuple[int, ...]:
         """The shape after every product axis is split into its factors."""
-        return tuple(sum(map(_size, parts)) for parts in self._parts)
+        return tuple(sum(map(_size, pieces)) for pieces in self._pieces)
 
     @functools.cached_property
-    def blocks(self) -> tuple[Block, ...]:
-        """The blocks into which the `Concat` axes cut the leaf, in row-major order; without those, only itself."""
-        ends = [list(itertools.accumulate(map(_size, parts))) for parts in self._parts]
-        blocks = []
-        for numbers in itertools.product(*(range(len(parts)) for parts in self._parts)):
-            chosen = [parts[n] for parts, n in zip(self._parts, numbers, strict=True)]
+    def parts(self) -> tuple[Part, ...]:
+        """The parts into which the `Concat` axes cut the leaf, in row-major order; without those, only itself."""
+        ends = [list(itertools.accumulate(map(_size, pieces))) for pieces in self._pieces]
+        parts = []
+        for numbers in itertools.product(*(range(len(pieces)) for pieces in self._pieces)):
+            chosen = [pieces[n] for pieces, n in zip(self._pieces, numbers, strict=True)]
             stop = tuple(end[n] for end, n in zip(ends, numbers, strict=True))
-            start = tuple(s - _size(part) for s, part in zip(stop, chosen, strict=True))
-            label = ",".join(str(n) for parts, n in zip(self._parts, numbers, strict=True) if len(parts) > 1)
+            start = tuple(s - _size(piece) for s, piece in zip(stop, chosen, strict=True))
+            label = ",".join(str(n) for pieces, n in zip(self._pieces, numbers, strict=True) if len(pieces) > 1)
             path = f"{self.path}#{label}" if label else self.path
-            blocks.append(Block(path, tuple(itertools.chain(*chosen)), start, stop))
-        return tuple(blocks)
+            parts.append(Part(path, tuple(itertools.chain(*chosen)), start, stop))
+        return tuple(parts)
 
     @functools.cached_property
-    def _parts(self) -> tuple[tuple[Factors, ...], ...]:
-        """The parts of each factor of each axis: one, but for a `Concat`."""
+    def _pieces(self) -> tuple[tuple[Factors, ...], ...]:
+        """The pieces of each factor of each axis: one, but for a `Concat`."""
         sized = iter(self.factors)
         return tuple(
             tuple(
@@ -101,8 +101,8 @@ def _size(factors: Factors) -> int:
     return math.prod(size for _, size in factors)
 
 
-def split_blocks(x: Shaped[Array, "..."], leaf: LeafSpec, leading: int = 0) -> list[Shaped[Array, "..."]]:
-    """The blocks of one leaf, in the order of `leaf.blocks`.
+def split_parts(x: Shaped[Array, "..."], leaf: LeafSpec, leading: int = 0) -> list[Shaped[Array, "..."]]:
+    """The parts of one leaf, in the order of `leaf.parts`.
 
     Args:
       x: an array `[*leading, *leaf.shape, *trailing]`.
@@ -110,49 +110,46 @@ def split_blocks(x: Shaped[Array, "..."], leaf: LeafSpec, leading: int = 0) -> l
       leading: how many axes, such as one of channels, come before those of the leaf.
 
     Returns:
-      An array `[*leading, *block.shape, *trailing]` for each block.
+      An array `[*leading, *part.shape, *trailing]` for each part.
 
     Example:
       >>> import jax.numpy as jnp
       >>> from optax_unf import Concat, make_spec
       >>> x = jnp.arange(5)
       >>> (leaf,) = make_spec((Concat("a", ("a", None)),), x, sizes={"a": 1}).leaves
-      >>> split_blocks(x, leaf)
+      >>> split_parts(x, leaf)
       [Array([0], dtype=int32), Array([[1, 2, 3, 4]], dtype=int32)]
     """
     shape = jnp.shape(x)
     before, after = shape[:leading], shape[leading + len(leaf.shape) :]
-    if len(leaf.blocks) == 1:
-        return [jnp.reshape(x, before + leaf.blocks[0].shape + after)]
+    if len(leaf.parts) == 1:
+        return [jnp.reshape(x, before + leaf.parts[0].shape + after)]
     x = jnp.reshape(x, before + leaf.factored_shape + after)
     whole = (slice(None),) * leading
     return [
-        jnp.reshape(x[whole + tuple(map(slice, block.start, block.stop))], before + block.shape + after)
-        for block in leaf.blocks
+        jnp.reshape(x[whole + tuple(map(slice, part.start, part.stop))], before + part.shape + after)
+        for part in leaf.parts
     ]
 
 
-def join_blocks(blocks: Sequence[Shaped[Array, "..."]], leaf: LeafSpec, leading: int = 0) -> Shaped[Array, "..."]:
-    """The inverse of `split_blocks`.
+def join_parts(parts: Sequence[Shaped[Array, "..."]], leaf: LeafSpec, leading: int = 0) -> Shaped[Array, "..."]:
+    """The inverse of `split_parts`.
 
     Args:
-      blocks: an array `[*leading, *block.shape, *trailing]` for each of `leaf.blocks`.
+      parts: an array `[*leading, *part.shape, *trailing]` for each of `leaf.parts`.
       leaf: the spec of the leaf.
       leading: how many axes come before those of the leaf.
 
     Returns:
       An array `[*leading, *leaf.shape, *trailing]`.
     """
-    shape = jnp.shape(blocks[0])
-    before, after = shape[:leading], shape[leading + len(leaf.blocks[0].shape) :]
-    if len(blocks) > 1:
-        blocks = [
-            jnp.reshape(x, before + tuple(b - a for a, b in zip(block.start, block.stop, strict=True)) + after)
-            for x, block in zip(blocks, leaf.blocks, strict=True)
-        ]
-        # In row-major order, the parts of the last factor are neighbours; once joined, those of the one before are.
-        for axis, parts in reversed(list(enumerate(leaf._parts))):
-            if len(parts) > 1:
-                runs = [blocks[k : k + len(parts)] for k in range(0, len(blocks), len(parts))]
-                blocks = [jnp.concatenate(run, leading + axis) for run in runs]
-    return jnp.reshape(blocks[0], before + leaf.shape + after)
+    shape = jnp.shape(parts[0])
+    before, after = shape[:leading], shape[leading + len(leaf.parts[0].shape) :]
+    if len(parts) > 1:
+        parts = [jnp.reshape(x, before + part.extent + after) for x, part in zip(parts, leaf.parts, strict=True)]
+        # In row-major order, the pieces of the last factor are neighbours; once joined, those of the one before are.
+        for axis, pieces in reversed(list(enumerate(leaf._pieces))):
+            if len(pieces) > 1:
+                runs = [parts[k : k + len(pieces)] for k in range(0, len(parts), len(pieces))]
+                parts = [jnp.concatenate(run, leading + axis) for run in runs]
+    return jnp.reshape(parts[0], before + leaf.shape + after)

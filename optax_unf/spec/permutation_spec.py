@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Int, PyTree
 
 from optax_unf._sharding import propagated
 from optax_unf.spec.axes import Name
-from optax_unf.spec.leaf import LeafSpec, join_blocks, split_blocks
+from optax_unf.spec.leaf import LeafSpec, join_parts, split_parts
 from optax_unf.spec.paths import leaves_by_path, show_path
 from optax_unf.spec.table import table
 
@@ -93,7 +93,7 @@ class PermutationSpec:
         return OrderedDict((name, jnp.argsort(permutation[name])) for name in self.sizes)
 
     def permute(self, permutation: Permutation, tree: PyTree) -> PyTree:
-        """The group's action: reorders every named axis of every leaf, or of every block of a leaf with `Concat` axes.
+        """The group's action: reorders every named axis of every leaf, or of every part of a leaf with `Concat` axes.
 
         Args:
           permutation: an index array per name, as `random_permutation` returns.
@@ -137,12 +137,12 @@ class PermutationSpec:
     def _permuted(self, leaves: list[ArrayLike], permutation: Permutation) -> tuple[list[Array]]:
         permuted = []
         for leaf, x in zip(self.leaves, leaves, strict=True):
-            blocks = split_blocks(x, leaf)
-            for k, block in enumerate(leaf.blocks):
-                for axis, (name, _) in enumerate(block.factors):
+            parts = split_parts(x, leaf)
+            for k, part in enumerate(leaf.parts):
+                for axis, (name, _) in enumerate(part.factors):
                     if name is not None:
-                        blocks[k] = jnp.take(blocks[k], permutation[name], axis=axis)
-            permuted.append(join_blocks(blocks, leaf))
+                        parts[k] = jnp.take(parts[k], permutation[name], axis=axis)
+            permuted.append(join_parts(parts, leaf))
         return (permuted,)
 
     def __str__(self) -> str:

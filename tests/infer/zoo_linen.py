@@ -159,7 +159,7 @@ def linen_cnn_grouped():
 def linen_resnet():
     """The stream keeps its name over an identity shortcut and gets a new one over a projection."""
 
-    class Block(nn.Module):
+    class Part(nn.Module):
         hidden: int
         width: int
 
@@ -173,9 +173,9 @@ def linen_resnet():
         @nn.compact
         def __call__(self, x):
             x = nn.Conv(4, (3, 3), name="in")(x)
-            x = Block(5, 4, name="block_0")(x)
-            x = Block(6, 7, name="block_1")(x)
-            x = Block(8, 7, name="block_2")(x)
+            x = Part(5, 4, name="block_0")(x)
+            x = Part(6, 7, name="block_1")(x)
+            x = Part(8, 7, name="block_2")(x)
             return nn.Dense(9, name="out")(x.mean((1, 2)))
 
     def block(i, h, o):

@@ -91,7 +91,7 @@ def nnx_cnn():
 
 
 def nnx_resnet():
-    class Block(nnx.Module):
+    class Part(nnx.Module):
         def __init__(self, i, m, o, stride, rngs):
             self.a, self.norm_a = (
                 nnx.Conv(i, m, (3, 3), strides=stride, use_bias=False, rngs=rngs),
@@ -111,7 +111,7 @@ def nnx_resnet():
     class Model(nnx.Module):
         def __init__(self, rngs):
             self.stem = nnx.Conv(3, 5, (3, 3), rngs=rngs)
-            self.blocks = nnx.List([Block(5, 4, 5, 1, rngs), Block(5, 6, 7, 2, rngs), Block(7, 8, 7, 1, rngs)])
+            self.blocks = nnx.List([Part(5, 4, 5, 1, rngs), Part(5, 6, 7, 2, rngs), Part(7, 8, 7, 1, rngs)])
             self.out = nnx.Linear(7, 2, rngs=rngs)
 
         def __call__(self, x):

@@ -20,7 +20,7 @@ def attention(d, heads="heads", qk="qk", v="v"):
 
 
 def nnx_encoder():
-    class Block(nnx.Module):
+    class Part(nnx.Module):
         def __init__(self, rngs):
             self.norm_a, self.norm_b = nnx.LayerNorm(6, rngs=rngs), nnx.LayerNorm(6, rngs=rngs)
             self.attention = nnx.MultiHeadAttention(3, 6, qkv_features=12, decode=False, rngs=rngs)
@@ -34,7 +34,7 @@ def nnx_encoder():
         def __init__(self, rngs):
             self.embed = nnx.Linear(2, 6, rngs=rngs)
             self.positions = nnx.Param(jnp.zeros((5, 6)))
-            self.blocks = nnx.List([Block(rngs), Block(rngs)])
+            self.blocks = nnx.List([Part(rngs), Part(rngs)])
             self.norm, self.out = nnx.LayerNorm(6, rngs=rngs), nnx.Linear(6, 7, rngs=rngs)
 
         def __call__(self, x):

@@ -19,7 +19,7 @@ def taken(params, spec=None, **options):
     found = describe_matrices(params, spec, **options).leaves
     assert len(lines) == len(found)
     return {
-        leaf.path: [m and m.shown(b.shape) for m, b in zip(leaf.matrices, leaf.leaf.blocks, strict=True)]
+        leaf.path: [m and m.shown(b.shape) for m, b in zip(leaf.matrices, leaf.leaf.parts, strict=True)]
         for leaf in found
     }
 

@@ -52,13 +52,13 @@ def test_narrow_types_give_the_rounded_update(head, config):
 
 
 @pytest.mark.parametrize(("head", "config"), HEADS)
-@pytest.mark.parametrize(("accumulator_dtype", "block_entries"), [(None, 0), ("bfloat16", 3), ("float8_e5m2", 0)])
-def test_types_are_stable_under_strict_promotion(head, config, accumulator_dtype, block_entries):
+@pytest.mark.parametrize(("accumulator_dtype", "tile_entries"), [(None, 0), ("bfloat16", 3), ("float8_e5m2", 0)])
+def test_types_are_stable_under_strict_promotion(head, config, accumulator_dtype, tile_entries):
     with jax.numpy_dtype_promotion("strict"):
         weights = make_weights(head, **config)
         for dtype in ("float64", "float32", "bfloat16", "float8_e5m2", "mixed"):
             with jax.enable_x64(dtype == "float64"):
-                tx = unf(weights, spec=SPEC, accumulator_dtype=accumulator_dtype, block_entries=block_entries)
+                tx = unf(weights, spec=SPEC, accumulator_dtype=accumulator_dtype, tile_entries=tile_entries)
                 params = jax.eval_shape(lambda dtype=dtype: typed(dtype))
                 state = jax.eval_shape(tx.init, params)
                 updates, after = jax.eval_shape(tx.update, params, state, params)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optax_unf import Concat, Fixed, make_spec
-from optax_unf.spec.leaf import join_blocks, split_blocks
+from optax_unf.spec.leaf import join_parts, split_parts
 
 
 def zeros(*shape):
@@ -89,24 +89,24 @@ def test_blocks_are_the_parts_and_join_to_the_leaf(axes, leading, trailing):
     (leaf,) = make_concat_space([axes]).leaves
     shape = (3,) * leading + leaf.shape + (2,) * trailing
     x = np.arange(math.prod(shape)).reshape(shape)
-    blocks = split_blocks(jnp.asarray(x), leaf, leading)
+    blocks = split_parts(jnp.asarray(x), leaf, leading)
     expected = positions(axes)
-    assert len(blocks) == len(leaf.blocks) == len(expected)
-    for block, found, entries in zip(leaf.blocks, blocks, expected, strict=True):
+    assert len(blocks) == len(leaf.parts) == len(expected)
+    for block, found, entries in zip(leaf.parts, blocks, expected, strict=True):
         assert found.shape == (3,) * leading + block.shape + (2,) * trailing
         whole = [np.arange(3)] * leading + entries + [np.arange(2)] * trailing
         np.testing.assert_array_equal(found.ravel(), x[np.ix_(*whole)].ravel())
-    np.testing.assert_array_equal(join_blocks(blocks, leaf, leading), x)
+    np.testing.assert_array_equal(join_parts(blocks, leaf, leading), x)
 
 
 @settings(max_examples=30, deadline=None)
 @given(brief_concat_axes())
 def test_blocks_have_the_names_and_sizes_of_their_parts(axes):
     (leaf,) = make_concat_space([axes]).leaves
-    for block, plain in zip(leaf.blocks, separate_axes(axes), strict=True):
+    for block, plain in zip(leaf.parts, separate_axes(axes), strict=True):
         assert [name for name, _ in block.factors if name is not None] == [n for n in plain if isinstance(n, str)]
         assert math.prod(block.shape) == math.prod(map(size_of, plain))
-    assert len({block.path for block in leaf.blocks}) == len(leaf.blocks)
+    assert len({block.path for block in leaf.parts}) == len(leaf.parts)
 
 
 def test_paths_of_blocks_say_which_parts_they_are():
@@ -119,9 +119,9 @@ def test_paths_of_blocks_say_which_parts_they_are():
 def test_a_leaf_without_concat_is_its_own_only_block():
     spec = make_spec({"w": ("a", (None, "b")), "s": ()}, {"w": zeros(2, 6), "s": zeros()}, sizes={"b": 3})
     for leaf in spec.leaves:
-        (block,) = leaf.blocks
+        (block,) = leaf.parts
         assert (block.path, block.factors, block.shape) == (leaf.path, leaf.factors, leaf.factored_shape)
-        jaxpr = jax.make_jaxpr(lambda x, leaf=leaf: join_blocks(split_blocks(x, leaf), leaf))(zeros(*leaf.shape))
+        jaxpr = jax.make_jaxpr(lambda x, leaf=leaf: join_parts(split_parts(x, leaf), leaf))(zeros(*leaf.shape))
         assert {str(equation.primitive) for equation in jaxpr.eqns} <= {"reshape"}
 
 

@@ -114,8 +114,8 @@ def test_an_update_in_blocks_is_the_update_whole(config, entries):
     @jax.jit
     def both(params, grads):
         results = []
-        for block_entries in (0, entries):
-            tx = scale_by_unf(weights, spec=spec, block_entries=block_entries)
+        for tile_entries in (0, entries):
+            tx = scale_by_unf(weights, spec=spec, tile_entries=tile_entries)
             results.append(tx.update(grads, tx.init(params), params))
         return results
 
@@ -141,7 +141,7 @@ def test_blocks_under_shard_map(config, local):
     weights = init_weights(config, make_spec(names, params), jax.random.key(0))
 
     def update(params, grads, theta):
-        tx = scale_by_unf(MetaWeights(theta, weights.config, weights.spec), spec=names, block_entries=20)
+        tx = scale_by_unf(MetaWeights(theta, weights.config, weights.spec), spec=names, tile_entries=20)
         return tx.update(grads, tx.init(params), params)[0]
 
     args = params, grads, weights.theta
@@ -189,8 +189,8 @@ def test_blocks_never_hold_the_features_of_a_leaf(axes, sizes):
     spec = make_spec(axes, shape)
     weights = init_weights(OptimizerConfig(), spec, jax.random.key(0))
 
-    def temporary_bytes(block_entries):
-        tx = scale_by_unf(weights, spec=spec, block_entries=block_entries)
+    def temporary_bytes(tile_entries):
+        tx = scale_by_unf(weights, spec=spec, tile_entries=tile_entries)
 
         def step(params, state, grads):
             updates, state = tx.update(grads, state, params)
@@ -213,7 +213,7 @@ def test_blocks_never_hold_the_features_of_a_leaf(axes, sizes):
 def test_leaves_that_differ_in_names_alone_are_traced_once():
     params = {name: jnp.ones((40, 30)) for name in ("v", "w")}
     spec = make_spec({"v": ("a", "b"), "w": ("d", "c")}, params)
-    tx = scale_by_unf(init_weights(OptimizerConfig(), spec, jax.random.key(0)), spec=spec, block_entries=100)
+    tx = scale_by_unf(init_weights(OptimizerConfig(), spec, jax.random.key(0)), spec=spec, tile_entries=100)
     jaxpr = jax.make_jaxpr(tx.update)(params, tx.init(params), params).jaxpr
     v, w = (eqn.params["jaxpr"] for eqn in _equations(jaxpr) if eqn.params.get("name") == "stream")
     assert v is w
@@ -232,6 +232,6 @@ def test_the_size_of_blocks_is_static():
     injected = optax.inject_hyperparams(scale_by_unf)
     params = {"w": jnp.ones(3)}
     with pytest.raises(TypeError, match="static_args"):
-        jax.jit(injected(weights, block_entries=64).init)(params)
-    tx = optax.inject_hyperparams(scale_by_unf, static_args=("block_entries",))(weights, block_entries=64)
+        jax.jit(injected(weights, tile_entries=64).init)(params)
+    tx = optax.inject_hyperparams(scale_by_unf, static_args=("tile_entries",))(weights, tile_entries=64)
     tx.update(params, tx.init(params), params)

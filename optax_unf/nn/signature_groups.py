@@ -4,19 +4,19 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-from optax_unf.nn.contract import Blocks, Contraction, Expansion, Signature, Tensor, contractions, expansions
+from optax_unf.nn.contract import Contraction, Diagonals, Expansion, Signature, Tensor, contractions, expansions
 
 
 @dataclasses.dataclass(frozen=True)
-class Meeting:
+class SignatureGroup:
     """All contractions and expansions with one signature.
 
-    A departure is `(leaf, k)`: the k-th contraction of that leaf; an arrival is `(leaf, expansion)`.
+    A source is `(leaf, k)`: the k-th contraction of that leaf; a target is `(leaf, expansion)`.
     """
 
     signature: Signature
-    departures: tuple[tuple[int, int], ...]
-    arrivals: tuple[tuple[int, Expansion], ...]
+    sources: tuple[tuple[int, int], ...]
+    targets: tuple[tuple[int, Expansion], ...]
 
     @property
     def label(self) -> str:
@@ -26,49 +26,49 @@ class Meeting:
     @functools.cached_property
     def _by_leaf(self) -> dict[int, list[int]]:
         found: dict[int, list[int]] = {}
-        for leaf, k in self.departures:
+        for leaf, k in self.sources:
             found.setdefault(leaf, []).append(k)
         return found
 
     def of_leaf(self, leaf: int) -> list[int]:
-        """The contractions of one leaf among the departures."""
+        """The contractions of one leaf among the sources."""
         return self._by_leaf.get(leaf, [])
 
 
 @functools.lru_cache(maxsize=64)
-def meetings(leaves: tuple[Tensor, ...]) -> tuple[Meeting, ...]:
-    """The meetings of a weight space, sorted by signature."""
-    departures: dict[Signature, list[tuple[int, int]]] = {}
+def signature_groups(leaves: tuple[Tensor, ...]) -> tuple[SignatureGroup, ...]:
+    """The signature groups of a weight space, sorted by signature."""
+    sources: dict[Signature, list[tuple[int, int]]] = {}
     for leaf, tensor in enumerate(leaves):
         for k, (_, signature) in enumerate(contractions(tensor.names)):
-            departures.setdefault(signature, []).append((leaf, k))
+            sources.setdefault(signature, []).append((leaf, k))
     # A leaf can only receive signatures made of its own names, each at most as often as it has axes of it; those
     # are the signatures of its contractions.
-    arrivals: dict[Signature, list[tuple[int, Expansion]]] = {signature: [] for signature in departures}
+    targets: dict[Signature, list[tuple[int, Expansion]]] = {signature: [] for signature in sources}
     for leaf, tensor in enumerate(leaves):
         for signature in dict.fromkeys(s for _, s in contractions(tensor.names)):
-            arrivals[signature] += [(leaf, e) for e in expansions(tensor.names, signature)]
-    return tuple(Meeting(s, tuple(departures[s]), tuple(arrivals[s])) for s in sorted(departures))
+            targets[signature] += [(leaf, e) for e in expansions(tensor.names, signature)]
+    return tuple(SignatureGroup(s, tuple(sources[s]), tuple(targets[s])) for s in sorted(sources))
 
 
-def meeting_of(leaves: tuple[Tensor, ...], departure: tuple[int, int]) -> Meeting:
-    """The meeting that a contraction of a leaf departs to."""
-    return _by_departure(leaves)[departure]
+def group_of(leaves: tuple[Tensor, ...], source: tuple[int, int]) -> SignatureGroup:
+    """The group that a contraction of a leaf belongs to."""
+    return _by_source(leaves)[source]
 
 
 @functools.lru_cache(maxsize=64)
-def _by_departure(leaves: tuple[Tensor, ...]) -> dict[tuple[int, int], Meeting]:
-    return {departure: meeting for meeting in meetings(leaves) for departure in meeting.departures}
+def _by_source(leaves: tuple[Tensor, ...]) -> dict[tuple[int, int], SignatureGroup]:
+    return {source: group for group in signature_groups(leaves) for source in group.sources}
 
 
-def is_own(departure: tuple[int, int], arrival: tuple[int, Expansion], leaves: Sequence[Tensor]) -> bool:
+def is_own(source: tuple[int, int], target: tuple[int, Expansion], leaves: Sequence[Tensor]) -> bool:
     """Whether the pair is the identity map of a leaf."""
-    (source, k), (target, expansion) = departure, arrival
-    if source != target:
+    (leaf, k), (to, expansion) = source, target
+    if leaf != to:
         return False
-    contraction: Contraction = contractions(leaves[source].names)[k][0]
-    keeps_all = len(contraction.kept) == len(leaves[source].names)
-    return keeps_all and contraction.blocks == expansion.blocks and contraction.kept == expansion.attached
+    contraction: Contraction = contractions(leaves[leaf].names)[k][0]
+    keeps_all = len(contraction.kept) == len(leaves[leaf].names)
+    return keeps_all and contraction.diagonals == expansion.diagonals and contraction.kept == expansion.attached
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Role:
     """What a contraction does, in terms that do not depend on the names of the axes.
 
     Attributes:
-      axes: a character per axis: lower case for kept blocks, `.` for an averaged axis, upper case for an averaged
+      axes: a character per axis: lower case for kept diagonals, `.` for an averaged axis, upper case for an averaged
         diagonal.
       letters: the characters of the result's axes.
     """
@@ -88,20 +88,20 @@ class Role:
 def role_of(contraction: Contraction) -> Role:
     """The role of a contraction."""
     letter = {b: chr(ord("a") + n) for n, b in enumerate(sorted(contraction.kept))}
-    return Role(_axes_string(contraction.blocks, letter), "".join(letter[b] for b in contraction.kept))
+    return Role(_axes_string(contraction.diagonals, letter), "".join(letter[b] for b in contraction.kept))
 
 
 def label_of(role: Role, expansion: Expansion) -> str:
     """The pair of a role and an expansion, as in `.a>a`."""
     letter = dict(zip(expansion.attached, role.letters, strict=True))
-    return f"{role.axes}>{_axes_string(expansion.blocks, letter)}"
+    return f"{role.axes}>{_axes_string(expansion.diagonals, letter)}"
 
 
-def _axes_string(blocks: Blocks, letter: dict[int, str]) -> str:
+def _axes_string(diagonals: Diagonals, letter: dict[int, str]) -> str:
     characters = {}
-    for b, block in enumerate(blocks):
-        character = letter.get(b, "." if len(block) == 1 else chr(ord("A") + b))
-        characters.update(dict.fromkeys(block, character))
+    for b, diagonal in enumerate(diagonals):
+        character = letter.get(b, "." if len(diagonal) == 1 else chr(ord("A") + b))
+        characters.update(dict.fromkeys(diagonal, character))
     return "".join(characters[axis] for axis in sorted(characters))
 
 
@@ -117,23 +117,23 @@ def mean_index(tensor: Tensor) -> int:
     return next(
         k
         for k, (contraction, signature) in enumerate(contractions(tensor.names))
-        if not signature and len(contraction.blocks) == len(tensor.names)
+        if not signature and len(contraction.diagonals) == len(tensor.names)
     )
 
 
-def roles(meeting: Meeting, leaves: tuple[Tensor, ...]) -> dict[Role, list[tuple[int, int]]]:
-    """The departures of a meeting by their roles."""
+def roles(group: SignatureGroup, leaves: tuple[Tensor, ...]) -> dict[Role, list[tuple[int, int]]]:
+    """The sources of a group by their roles."""
     found: dict[Role, list[tuple[int, int]]] = {}
-    for leaf, k in meeting.departures:
+    for leaf, k in group.sources:
         found.setdefault(role_of(contractions(leaves[leaf].names)[k][0]), []).append((leaf, k))
     return found
 
 
-def own_labels(meeting: Meeting, leaves: tuple[Tensor, ...], leaf: int, expansion: Expansion) -> list[tuple[str, int]]:
+def own_labels(
+    group: SignatureGroup, leaves: tuple[Tensor, ...], leaf: int, expansion: Expansion
+) -> list[tuple[str, int]]:
     """The contractions of the target itself, but for the entry and the mean, which each leaf sees anyway."""
-    labelled = [
-        (label_of(role_of(contractions(leaves[leaf].names)[k][0]), expansion), k) for k in meeting.of_leaf(leaf)
-    ]
+    labelled = [(label_of(role_of(contractions(leaves[leaf].names)[k][0]), expansion), k) for k in group.of_leaf(leaf)]
     return [(label, k) for label, k in labelled if not is_entry_or_mean(label)]
 
 
@@ -141,8 +141,8 @@ def own_labels(meeting: Meeting, leaves: tuple[Tensor, ...], leaf: int, expansio
 def most_terms(leaves: tuple[Tensor, ...]) -> int:
     """How many terms arrive at the leaf that most arrive at, with tied coefficients."""
     counts = [1] * len(leaves)
-    for meeting in meetings(leaves):
-        roles = {role_of(contractions(leaves[leaf].names)[k][0]) for leaf, k in meeting.departures}
-        for leaf, _ in meeting.arrivals:
-            counts[leaf] += len(roles) + len(meeting.of_leaf(leaf))
+    for group in signature_groups(leaves):
+        roles = {role_of(contractions(leaves[leaf].names)[k][0]) for leaf, k in group.sources}
+        for leaf, _ in group.targets:
+            counts[leaf] += len(roles) + len(group.of_leaf(leaf))
     return max(counts)
