@@ -14,7 +14,7 @@ _OF_ARRAYS = ("_sharding", "_xla", "compare", "meta", "nn", "nominal", "optimize
 jaxtyping.install_import_hook([f"optax_unf.{name}" for name in _OF_ARRAYS], "shapes.checked")
 
 _TESTS = Path(__file__).parent
-_STRICT = ("meta/test_estimators", "nn/", "nominal/", "optimizer/", "spec/")
+_STRICT = ("meta/test_estimators", "nn/", "nominal/", "optimizer/")
 
 # No threads for parts of a program, which do more work in all. Read once, when modules of tests make their arrays.
 _FLAGS = ["--xla_cpu_parallel_codegen_split_count=1"]
@@ -45,7 +45,7 @@ def _compilation(tmp_path_factory, worker_id):
 def pytest_runtest_call(item):
     """Tests of the mathematics run under jax's strict promotion, but for those that say why not.
 
-    Tasks and examples are left out: as most models do, they add biases to rows, and optax's Adam takes powers of counts.
+    Tasks and examples are left out: most models add biases to rows, and optax's Adam takes powers of counts.
     """
     if not str(item.path.relative_to(_TESTS)).startswith(_STRICT) or item.get_closest_marker("promotes"):
         return (yield)

@@ -5,10 +5,10 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax.numpy as jnp
-from jaxtyping import Array, Shaped
+from jaxtyping import ArrayLike, Shaped
 
 from optax_unf.spec.axes import Axes, Concat, Name, factors_of
 
@@ -101,7 +101,7 @@ def _size(factors: Factors) -> int:
     return math.prod(size for _, size in factors)
 
 
-def split_parts(x: Shaped[Array, "..."], leaf: LeafSpec, leading: int = 0) -> list[Shaped[Array, "..."]]:
+def split_parts(x: Shaped[ArrayLike, "..."], leaf: LeafSpec, leading: int = 0) -> list[Any]:
     """The parts of one leaf, in the order of `leaf.parts`.
 
     Args:
@@ -110,7 +110,7 @@ def split_parts(x: Shaped[Array, "..."], leaf: LeafSpec, leading: int = 0) -> li
       leading: how many axes, such as one of channels, come before those of the leaf.
 
     Returns:
-      An array `[*leading, *part.shape, *trailing]` for each part.
+      An array `[*leading, *part.shape, *trailing]` for each part; numpy's where `x` is one.
 
     Example:
       >>> import jax.numpy as jnp
@@ -132,7 +132,7 @@ def split_parts(x: Shaped[Array, "..."], leaf: LeafSpec, leading: int = 0) -> li
     ]
 
 
-def join_parts(parts: Sequence[Shaped[Array, "..."]], leaf: LeafSpec, leading: int = 0) -> Shaped[Array, "..."]:
+def join_parts(parts: Sequence[Shaped[ArrayLike, "..."]], leaf: LeafSpec, leading: int = 0) -> Any:
     """The inverse of `split_parts`.
 
     Args:

@@ -21,7 +21,7 @@ from optax_unf.spec.table import table
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Permutation: TypeAlias = dict[Name, Int[ArrayLike, "_"]]
+Permutation: TypeAlias = Mapping[Name, Int[ArrayLike, "_"]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,7 +65,9 @@ def _axes(height: str | None, width: str | None) -> dict[str, Any]:
     }
 
 
-def convolve(layer: Params, x: Float[Array, "batch h w inputs"], stride: int = 1) -> Float[Array, "batch h w outputs"]:
+def convolve(
+    layer: Params, x: Float[Array, "batch h w inputs"], stride: int = 1
+) -> Float[Array, "batch h2 w2 outputs"]:
     """A 3 x 3 convolution with one pixel of padding on every side; `layer` holds `kernel` and `bias`."""
     # As one matrix product of patches: on CPUs the gradient of a convolution's gradient is slow, and so is a
     # convolution with one kernel for each of many runs.

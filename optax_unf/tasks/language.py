@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Integer
 from optax_unf.tasks.describe import Description, describe
 from optax_unf.tasks.task import Params, Task
 
-Sequences = Int[Array, "batch length+1"]
+Sequences = Int[Array, "batch tokens"]  # one more than the length
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

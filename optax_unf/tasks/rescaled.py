@@ -48,7 +48,7 @@ class Rescaled(Task):
             )
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The task's name and the range."""
         return f"{as_task(self.task).name}-rescaled-{self.low:g}-{self.high:g}"
 

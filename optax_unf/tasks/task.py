@@ -56,7 +56,7 @@ class Task(abc.ABC):
       axes: the permutation spec of the parameters, the spec's tree of names (see `optax_unf.make_spec`), or
         `optax_unf.Inferred`; without it every axis has a name of its own.
       nfn_axes: takes its place for an NFN head, which wants the places of convolution kernels fixed.
-      horizon: inner steps of a whole run, where nobody gives their number.
+      horizon: inner steps of a whole run, where nobody gives their number; `None` if there is no usual one.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -76,7 +76,7 @@ class Task(abc.ABC):
     source: str = ""
     axes: Any = None
     nfn_axes: Any = None
-    horizon: int | None = None
+    horizon: Any = None
 
     def __getattr__(self, attribute: str) -> Any:
         # Not an attribute of the class: a dataclass would take it for the default of its field.

@@ -188,7 +188,7 @@ def test_rematerialized_unroll_has_the_same_gradient(kept, monkeypatch):
 
     def loss(theta, rematerialize):
         losses = unroll(problem, theta, run, HORIZON, rematerialize=rematerialize)[1]
-        return losses @ jnp.arange(HORIZON), losses
+        return losses @ jnp.arange(HORIZON, dtype=losses.dtype), losses
 
     (plain, losses), (again, same) = (jax.grad(loss, has_aux=True)(THETA, flag) for flag in (False, True))
     np.testing.assert_allclose(plain, again, rtol=1e-6)

@@ -214,6 +214,7 @@ def test_nfn_checks_the_features():
         jax.jit(NFN(spec, 1).init)(jax.random.key(0), {path: leaf[..., 0] for path, leaf in x.items()})
 
 
+@pytest.mark.promotes("leaves have several dtypes")
 def test_nfn_keeps_the_dtype_of_each_leaf():
     spec = mlp([2, 3])
     x = random_features(spec, jax.random.key(0), 1)
@@ -359,6 +360,7 @@ def test_layers_after_the_encoding_commute_with_the_rest():
 # DeepSets.
 
 
+@pytest.mark.promotes("biases are added to rows")
 @pytest.mark.parametrize("pool", [True, False])
 @pytest.mark.parametrize("use_bias", [True, False])
 @pytest.mark.parametrize("with_shared", [True, False])

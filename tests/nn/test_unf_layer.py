@@ -153,6 +153,7 @@ def test_an_empty_fixed_axis():
     assert np.isfinite(y["y"]).all()
 
 
+@pytest.mark.promotes("leaves have several dtypes")
 @pytest.mark.parametrize("coefficients", ["full", "tied"])
 def test_each_leaf_keeps_its_dtype(coefficients):
     spec = make_space([("a", "b"), ("b",), ()])

@@ -18,6 +18,7 @@ def zeros(*shape: int) -> np.ndarray:
     return np.zeros(shape, np.float32)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_swapped_arguments_are_told():
     params = {"w": jnp.zeros((3, 2))}
     spec = make_spec({"w": ("a", "b")}, params)
@@ -34,6 +35,7 @@ def test_permute_by_hand():
     chex.assert_trees_all_equal(out, expected)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("wrong", [[0, 1, 1], [1, 2, 3], [-1, 0, 1], [0.0, 1.0, 2.0]])
 def test_what_is_no_permutation_is_refused(wrong):
     params = {"w": zeros(3, 2)}
