@@ -1,4 +1,4 @@
-"""Weight spaces with concatenated axes, and the same spaces with each block as a leaf of its own."""
+"""Weight spaces with concatenated axes, and the same spaces with each part as a leaf of its own."""
 
 import itertools
 import math
@@ -21,7 +21,7 @@ def concat_axes(max_rank=2):
 
 
 def brief_concat_axes(max_rank=2):
-    """Axes that `make_spec` has no shorter way to write: they have the blocks that one sees."""
+    """Axes that `make_spec` has no shorter way to write: they have the parts that one sees."""
     return concat_axes(max_rank).filter(lambda axes: not any(map(_can_be_shorter, axes)))
 
 
@@ -41,19 +41,19 @@ def make_concat_space(space):
 
 
 def make_separate_space(space):
-    """The spec with a leaf for each block, one axis for each of its factors."""
-    tree = {f"leaf_{i}/block_{k}": block for i, axes in enumerate(space) for k, block in enumerate(separate_axes(axes))}
-    return make_spec(tree, {path: np.zeros(tuple(map(size_of, block))) for path, block in tree.items()})
+    """The spec with a leaf for each part, one axis for each of its factors."""
+    tree = {f"leaf_{i}/block_{k}": part for i, axes in enumerate(space) for k, part in enumerate(separate_axes(axes))}
+    return make_spec(tree, {path: np.zeros(tuple(map(size_of, part))) for path, part in tree.items()})
 
 
 def separate_features(space, x):
     """The features of `make_separate_space` that have the entries of `x`, those of `make_concat_space`."""
     return {
         f"leaf_{i}/block_{k}": np.asarray(x[f"leaf_{i}"])[np.ix_(*entries)].reshape(
-            *map(size_of, block), *x[f"leaf_{i}"].shape[len(axes) :]
+            *map(size_of, part), *x[f"leaf_{i}"].shape[len(axes) :]
         )
         for i, axes in enumerate(space)
-        for k, (block, entries) in enumerate(zip(separate_axes(axes), positions(axes), strict=True))
+        for k, (part, entries) in enumerate(zip(separate_axes(axes), positions(axes), strict=True))
     }
 
 
@@ -66,13 +66,13 @@ def size_of(axis):
 
 
 def separate_axes(axes):
-    """The names and fixed parts of each block."""
-    return [tuple(itertools.chain(*(atoms for atoms, _ in block))) for block in _blocks(axes)]
+    """The names and fixed parts of each part."""
+    return [tuple(itertools.chain(*(atoms for atoms, _ in part))) for part in _blocks(axes)]
 
 
 def positions(axes):
-    """For each block, its entries along each axis of the leaf."""
-    return [[entries for _, entries in block] for block in _blocks(axes)]
+    """For each part, its entries along each axis of the leaf."""
+    return [[entries for _, entries in part] for part in _blocks(axes)]
 
 
 def _blocks(axes):

@@ -1,4 +1,4 @@
-"""Layers, weights and the optimizer on concatenated axes, against the same space with each block as a leaf."""
+"""Layers, weights and the optimizer on concatenated axes, against the same space with each part as a leaf."""
 
 import dataclasses
 import functools
@@ -55,9 +55,9 @@ def small_spaces(axes=concat_axes, max_terms=60):
     )
 
 
-def _names(block):
+def _names(part):
     # With tied coefficients each fixed axis has a name of its own.
-    return tuple(f"fixed {n}" if isinstance(atom, Fixed) else atom for n, atom in enumerate(block))
+    return tuple(f"fixed {n}" if isinstance(atom, Fixed) else atom for n, atom in enumerate(part))
 
 
 SKIP = [(Concat("a", "b"), "a"), ("b", Concat("a", Fixed(2)))]
@@ -87,7 +87,7 @@ def entries(space):
     for axes in space:
         shape = tuple(map(size_of, axes))
         where = start + np.arange(math.prod(shape)).reshape(shape)
-        found += [where[np.ix_(*block)].ravel() for block in positions(axes)]
+        found += [where[np.ix_(*part)].ravel() for part in positions(axes)]
         start += math.prod(shape)
     return np.concatenate(found)
 
@@ -166,9 +166,9 @@ def test_encoding_counts_the_axes_of_each_block():
 
 def test_nfn_and_algorithm_1_refuse_concatenated_axes():
     spec = make_concat_space([("a", "b"), (Concat("a", "b"),)])
-    with pytest.raises(ValueError, match=r"no axis may be a Concat\. But leaf 'leaf_1' .* has 2 blocks.*nn\.UNF"):
+    with pytest.raises(ValueError, match=r"no axis may be a Concat\. But leaf 'leaf_1' .* has 2 parts.*nn\.UNF"):
         NFN(spec, 1)
-    with pytest.raises(ValueError, match=r"one block, but leaf 'leaf_1' .* has 2\. Make each block a leaf"):
+    with pytest.raises(ValueError, match=r"one part, but leaf 'leaf_1' .* has 2\. Make each part a leaf"):
         basis(spec)
 
 
@@ -193,7 +193,7 @@ def weights_of(axes, shapes=((5, 6), (2, 3)), **sizes):
 
 def test_weights_fit_what_has_the_same_blocks_up_to_names():
     weights = weights_of([(Concat("a", "b"), (Fixed(2), "b")), ("a", "b")])
-    check_fits(weights, weights_of([(Concat("m", "n"), (None, "n")), ("m", "n")]).spec)
+    check_fits(weights.spec, weights_of([(Concat("m", "n"), (None, "n")), ("m", "n")]).spec)
 
 
 @pytest.mark.parametrize(
@@ -211,14 +211,14 @@ def test_weights_fit_what_has_the_same_blocks_up_to_names():
 def test_weights_do_not_fit_other_blocks(axes):
     weights = weights_of([(Concat("a", "b"), (Fixed(2), "b")), ("a", "b")])
     with pytest.raises(ValueError, match=r"differs at leaf 'x': the weights want shape \(5, 6\) .*Concat\('a', 'b'\)"):
-        check_fits(weights, weights_of(axes).spec)
+        check_fits(weights.spec, weights_of(axes).spec)
 
 
 def test_sizes_of_parts_are_compared():
     axes = [(Concat("a", "b"), "c"), ("c", "c")]
     shapes = ((5, 3), (3, 3))
     with pytest.raises(ValueError, match=r"\('a', 2\), \('b', 3\).*, the parameters have .*\('a', 1\), \('b', 4\)"):
-        check_fits(weights_of(axes, shapes, a=2), weights_of(axes, shapes, a=1).spec)
+        check_fits(weights_of(axes, shapes, a=2).spec, weights_of(axes, shapes, a=1).spec)
 
 
 # The optimizer.

@@ -1,4 +1,4 @@
-"""Large leaves in blocks: the same values as whole, whatever the shape and the size of the blocks."""
+"""Large leaves in tiles: the same values as whole, whatever the shape and the size of the tiles."""
 
 import functools
 import math
@@ -29,7 +29,7 @@ from optax_unf.optimizer.stream import stream, tiles
     st.sets(st.integers(1, 15)),
     st.integers(0, 2**31),
 )
-def test_a_leaf_in_blocks_is_the_leaf_whole(sizes, entries, names, around, apart, multiplied, seed):
+def test_a_leaf_in_tiles_is_the_leaf_whole(sizes, entries, names, around, apart, multiplied, seed):
     sizes, names = tuple(sizes), tuple(names[: len(sizes)])
     rng = np.random.default_rng(seed)
     leaf = Tensor("", names, sizes, sizes, (True,) * len(sizes))
@@ -103,7 +103,7 @@ PARAMS = {path: np.zeros([SIZES.get(name, 38) for name in axes], np.float32) for
     ids=["full", "tied", "deepsets", "entry"],
 )
 @pytest.mark.parametrize("entries", [13])
-def test_an_update_in_blocks_is_the_update_whole(config, entries):
+def test_an_update_in_tiles_is_the_update_whole(config, entries):
     rng = np.random.default_rng(0)
     spec = make_spec(AXES, PARAMS)
     weights = init_weights(config, spec, jax.random.key(0))
@@ -133,7 +133,7 @@ def test_an_update_in_blocks_is_the_update_whole(config, entries):
     ids=["tied", "deepsets"],
 )
 @pytest.mark.parametrize("local", ["params and gradients", "gradients", "weights"])
-def test_blocks_under_shard_map(config, local):
+def test_tiles_under_shard_map(config, local):
     """Parameters, gradients or meta-weights of its own for each device, of which one is enough for their types."""
     names = {"w": ("in", "out"), "b": ("out",)}
     rng = np.random.default_rng(0)
@@ -183,7 +183,7 @@ def test_tiles_do_not_overlap_where_somewhat_smaller_ones_fit():
         ({"w": ("i", "o", "x", "y"), "v": ("i", "o")}, {"i": 512, "o": 512, "x": 3, "y": 3}),
     ],
 )
-def test_blocks_never_hold_the_features_of_a_leaf(axes, sizes):
+def test_tiles_never_hold_the_features_of_a_leaf(axes, sizes):
     sizes = {path: tuple(map(sizes.__getitem__, names)) for path, names in axes.items()}
     shape = {path: jax.ShapeDtypeStruct(size, jnp.float32) for path, size in sizes.items()}
     spec = make_spec(axes, shape)

@@ -1,4 +1,4 @@
-"""Concatenated axes and fixed parts of stated size: reading, the group's action, and blocks."""
+"""Concatenated axes and fixed parts of stated size: reading, the group's action, and parts."""
 
 import copy
 import itertools
@@ -85,42 +85,42 @@ def test_permuting_hidden_neurons_keeps_a_function_with_skip_connections():
 
 @settings(max_examples=30, deadline=None)
 @given(brief_concat_axes(), st.integers(0, 2), st.integers(0, 2))
-def test_blocks_are_the_parts_and_join_to_the_leaf(axes, leading, trailing):
+def test_parts_are_the_parts_and_join_to_the_leaf(axes, leading, trailing):
     (leaf,) = make_concat_space([axes]).leaves
     shape = (3,) * leading + leaf.shape + (2,) * trailing
     x = np.arange(math.prod(shape)).reshape(shape)
-    blocks = split_parts(jnp.asarray(x), leaf, leading)
+    parts = split_parts(jnp.asarray(x), leaf, leading)
     expected = positions(axes)
-    assert len(blocks) == len(leaf.parts) == len(expected)
-    for block, found, entries in zip(leaf.parts, blocks, expected, strict=True):
-        assert found.shape == (3,) * leading + block.shape + (2,) * trailing
+    assert len(parts) == len(leaf.parts) == len(expected)
+    for part, found, entries in zip(leaf.parts, parts, expected, strict=True):
+        assert found.shape == (3,) * leading + part.shape + (2,) * trailing
         whole = [np.arange(3)] * leading + entries + [np.arange(2)] * trailing
         np.testing.assert_array_equal(found.ravel(), x[np.ix_(*whole)].ravel())
-    np.testing.assert_array_equal(join_parts(blocks, leaf, leading), x)
+    np.testing.assert_array_equal(join_parts(parts, leaf, leading), x)
 
 
 @settings(max_examples=30, deadline=None)
 @given(brief_concat_axes())
-def test_blocks_have_the_names_and_sizes_of_their_parts(axes):
+def test_parts_have_the_names_and_sizes_of_their_parts(axes):
     (leaf,) = make_concat_space([axes]).leaves
-    for block, plain in zip(leaf.parts, separate_axes(axes), strict=True):
-        assert [name for name, _ in block.factors if name is not None] == [n for n in plain if isinstance(n, str)]
-        assert math.prod(block.shape) == math.prod(map(size_of, plain))
-    assert len({block.path for block in leaf.parts}) == len(leaf.parts)
+    for part, plain in zip(leaf.parts, separate_axes(axes), strict=True):
+        assert [name for name, _ in part.factors if name is not None] == [n for n in plain if isinstance(n, str)]
+        assert math.prod(part.shape) == math.prod(map(size_of, plain))
+    assert len({part.path for part in leaf.parts}) == len(leaf.parts)
 
 
 def test_paths_of_blocks_say_which_parts_they_are():
     spec = make_spec(
         {"w": ("a", Concat("a", "b"), (Concat("a", "b", "a"), "b"))}, {"w": zeros(2, 5, 21)}, sizes={"b": 3}
     )
-    assert [block.path for block in spec.leaves[0].blocks] == ["w#0,0", "w#0,1", "w#0,2", "w#1,0", "w#1,1", "w#1,2"]
+    assert [part.path for part in spec.leaves[0].parts] == ["w#0,0", "w#0,1", "w#0,2", "w#1,0", "w#1,1", "w#1,2"]
 
 
 def test_a_leaf_without_concat_is_its_own_only_block():
     spec = make_spec({"w": ("a", (None, "b")), "s": ()}, {"w": zeros(2, 6), "s": zeros()}, sizes={"b": 3})
     for leaf in spec.leaves:
-        (block,) = leaf.parts
-        assert (block.path, block.factors, block.shape) == (leaf.path, leaf.factors, leaf.factored_shape)
+        (part,) = leaf.parts
+        assert (part.path, part.factors, part.shape) == (leaf.path, leaf.factors, leaf.factored_shape)
         jaxpr = jax.make_jaxpr(lambda x, leaf=leaf: join_parts(split_parts(x, leaf), leaf))(zeros(*leaf.shape))
         assert {str(equation.primitive) for equation in jaxpr.eqns} <= {"reshape"}
 

@@ -128,9 +128,9 @@ def test_nfn_takes_places_as_channels():
     assert task_spec(task, "nfn") == task_spec(Rescaled(task), "nfn")
     inferred = infer_spec(task.loss, abstract, task.sample(jax.random.key(1)), io="permute")
     weights = init_weights(OptimizerConfig(head="nfn"), inferred, jax.random.key(0))
-    check_fits(weights, task_spec(task, "nfn"))
+    check_fits(weights.spec, task_spec(task, "nfn"))
     with pytest.raises(ValueError, match="differs at leaf 'conv_0/kernel'"):
-        check_fits(weights, task_spec(task))
+        check_fits(weights.spec, task_spec(task))
     loss = training_losses(
         learned_training(weights.config, task), weights.theta, jax.random.split(jax.random.key(1), 1), 3
     )
