@@ -116,13 +116,13 @@ _PROBE: Mapping[str, tuple[tuple[int, int], Callable[[], Problem]]] = {
         lambda: PhysicsInformed(MLP((32, 32, 1), "tanh"), poisson, lambda x: jnp.zeros(()), batch_size=64, horizon=0),
     ),
 }
-"""The tasks to choose by, in the same way: each of 12 networks with a short and a long horizon."""
 
 PROBE: Mapping[str, Callable[[], Problem]] = {
     f"{name}-{horizon}": lambda make=make, horizon=horizon: dataclasses.replace(make(), horizon=horizon)
     for name, (horizons, make) in _PROBE.items()
     for horizon in horizons
 }
+"""The tasks to choose by, in the same way: each of 12 networks with a short and a long horizon."""
 
 SUITES: Mapping[str, Mapping[str, Callable[[], Problem]]] = {"unseen": UNSEEN, "probe": PROBE}
 
