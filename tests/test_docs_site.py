@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -88,11 +89,14 @@ def test_the_site_builds_without_a_warning(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(site)]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert built.returncode == 0, built.stdout + built.stderr
-    inventory = (site / "reference" / "optimizer" / "index.html").read_text()
-    assert 'id="optax_unf.unf"' in inventory
+    reference = "".join(page.read_text() for page in (site / "reference").rglob("*.html"))
+    for path in documented():
+        assert f'id="{path}"' in reference
+        if inspect.isfunction(the_object(path)) and path != "optax_unf.nn.nf_relu":
+            assert f'<span class="nf">{path.rpartition(".")[2]}</span><span class="p">(' in reference
     # Formulas are drawn, and nothing is fetched from elsewhere when a page is read.
-    assert "<math" in inventory
-    assert "arithmatex" not in inventory
+    assert "<math" in reference
+    assert "arithmatex" not in reference
     for page in site.rglob("*.html"):
         assert not re.search(
             r"<(?:script|link|img)[^>]*(?:src|href)=[\"']?(?:https?:)?//(?!localhost)", page.read_text()

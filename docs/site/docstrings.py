@@ -1,4 +1,4 @@
-"""An extension of griffe: the section `Example:` of docstrings is shown as code, as `Examples:` is."""
+"""An extension of griffe, which reads the package for the site."""
 
 import re
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import griffe
 
 
-class ExamplesSection(griffe.Extension):
-    """Reads `Example:` as `Examples:`."""
+class Docstrings(griffe.Extension):
+    """Shows `Example:` as code, as griffe does `Examples:`."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Renames the section of one docstring."""
