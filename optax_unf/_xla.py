@@ -34,7 +34,7 @@ def product(kernel: Float[Array, "i o"], x: Float[Array, "i *axes"], *, widen: b
     return jnp.einsum("oi,i...->o...", jax.lax.optimization_barrier(kernel.T), x)
 
 
-def together(xs: Sequence[Float[Array, "_ *kept"]]) -> Float[Array, "c *kept"]:
+def together(xs: Sequence[Float[Array, "_ ..."]]) -> Float[Array, "c *kept"]:
     """Arrays side by side, for one product.
 
     Without the barrier, the compiler makes a product with constant meta-weights a sum of products, and computes that
@@ -59,7 +59,7 @@ def apart(x: Float[Array, "..."], sizes: Sequence[int], axis: int = 0) -> list[F
 
     Where there are many, the code that takes them reads from an array where its part begins. So it is the same for all
     parts of a shape, and the compiler makes it once: without it a block of GPT-2 adds 28 kernels, and 6 blocks compile
-    in 20.1 instead of 14.5 s. To see: `pytest tests/test_product.py`, which counts kernels.
+    in 20.1 instead of 14.5 s. To see: `pytest -m xla tests/nn`, which counts kernels.
     """
     if len(sizes) <= _FEW_PARTS:
         return list(jax.lax.split(x, sizes, axis))

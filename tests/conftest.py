@@ -4,7 +4,13 @@ import gc
 import os
 
 import jax
+import jaxtyping
 import pytest
+
+# The shapes and dtypes that annotations promise, checked in every call: before anything imports the package. Where no
+# arrays go, in `infer` and `cli`, the checks would only take time.
+_OF_ARRAYS = ("_sharding", "_xla", "compare", "meta", "nn", "nominal", "optimizer", "spec", "tasks", "zoo")
+jaxtyping.install_import_hook([f"optax_unf.{name}" for name in _OF_ARRAYS], "shapes.checked")
 
 # No threads for parts of a program, which do more work in all. Read once, when modules of tests make their arrays.
 _FLAGS = ["--xla_cpu_parallel_codegen_split_count=1"]
@@ -29,3 +35,17 @@ def _compilation(tmp_path_factory, worker_id):
     os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
     jax.config.update("jax_compilation_cache_dir", str(common / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "data_dir" in getattr(item, "fixturenames", ()):
+            item.add_marker("data")
+
+
+@pytest.fixture
+def unchecked():
+    """Leaves the shapes and dtypes of annotations unchecked."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -19,8 +19,8 @@ from optax_unf.compare.table import markdown_page, result_lines
 from optax_unf.meta.card import cpu_cores, make_card, provenance
 from optax_unf.meta.fresh import fresh_keys, fresh_runs
 from optax_unf.meta.plot import plot_run
+from optax_unf.optimizer.architecture import Head, Nominal, Normalization, OptimizerConfig, Step
 from optax_unf.optimizer.meta_weights import MetaWeights, check_fits
-from optax_unf.optimizer.network import Head, Nominal, Normalization, OptimizerConfig, Step
 from optax_unf.optimizer.pretrained import Listing, list_pretrained
 from optax_unf.optimizer.transfer import transfer_weights
 from optax_unf.optimizer.weight_files import load_weights, pretrained_names, save_weights
@@ -183,7 +183,7 @@ def evaluate(
     _start_devices(devices)
     loaded = tasks.get(task, data_dir=data_dir)
     learned = load_weights(weights)
-    check_fits(learned, task_spec(loaded, learned.config.head))
+    check_fits(learned.spec, task_spec(loaded, learned.config.head))
     training = meta.learned_training(learned.config, loaded)
     runs = fresh_runs(training, learned.theta, fresh_keys(seeds), steps or task_horizon(loaded))
     for name, losses in (("training_loss", meta.final_loss(runs.losses)), ("validation_loss", runs.validation)):

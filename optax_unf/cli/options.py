@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from optax_unf.meta import NRES, PES, Backprop, FullES, MetaTrainConfig, Stage, TruncatedES
 from optax_unf.meta.recipes import small_budget
-from optax_unf.optimizer.network import Head
+from optax_unf.optimizer.architecture import Head
 from optax_unf.tasks.task import task_horizon, task_name
 
 _ESTIMATORS = {"pes": PES, "truncated-es": TruncatedES, "nres": NRES, "full-es": FullES, "backprop": Backprop}

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from optax_unf.tasks.data import files
 from optax_unf.tasks.data.cifar10 import cifar10
@@ -55,8 +55,8 @@ class Windows:
       length: of a window.
     """
 
-    train: Int[np.ndarray, " n"]
-    test: Int[np.ndarray, " m"]
+    train: Integer[np.ndarray, " n"]
+    test: Integer[np.ndarray, " m"]
     vocabulary: int
     length: int = 32
 

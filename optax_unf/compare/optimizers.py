@@ -65,7 +65,7 @@ def compare_optimizers(
         raise ValueError(f"A comparison needs at least two seeds for its standard errors, but seeds is {seeds}.")
     check_held_out(task)
     for weights in learned.values():
-        check_fits(weights, task_spec(task, weights.config.head))
+        check_fits(weights.spec, task_spec(task, weights.config.head))
     steps = task_horizon(task) if steps is None else steps
     others = [baseline for baseline in baselines if baseline.name != ADAM.name]
     contenders = [_Tuned(baseline) for baseline in (ADAM, *others)]

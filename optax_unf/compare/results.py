@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -64,7 +64,7 @@ class Result:
         return None if self.steps_to_adam is None else self.steps_to_adam * self.seconds_per_step
 
     @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+    def from_dict(cls, record: Mapping[str, Any]) -> "Result":
         """The inverse of `dataclasses.asdict`, after a way through JSON."""
         losses = {name: _infinite_where_null(record[name]) for name in ("training_loss", "validation_loss")}
         curve = {name: _infinite_where_null(values) for name, values in record["curve"].items()}

@@ -16,8 +16,9 @@ import jax
 import numpy as np
 
 from optax_unf.meta.config import MetaTrainConfig
+from optax_unf.optimizer.architecture import OptimizerConfig
 from optax_unf.optimizer.meta_weights import MetaWeights
-from optax_unf.optimizer.network import OptimizerConfig
+from optax_unf.optimizer.theta import to_arrays
 from optax_unf.tasks.task import Task, task_name, task_source
 
 _PACKAGES = ("optax-unf", "jax", "flax", "optax")
@@ -107,6 +108,6 @@ def _commit() -> str:
 def digest(weights: MetaWeights) -> str:
     """What tells these meta-weights from others."""
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(weights.config), sort_keys=True).encode())
-    for leaf in jax.tree.leaves(weights.theta):
+    for leaf in to_arrays(weights.theta).values():
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()[:16]

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from optax_unf.optimizer.architecture import OptimizerConfig
 from optax_unf.optimizer.meta_weights import MetaWeights, check_fits
-from optax_unf.optimizer.network import OptimizerConfig
 from optax_unf.tasks.task import Task, task_spec
 
 
@@ -41,7 +41,7 @@ def check_spaces(optimizer: OptimizerConfig, tasks: dict[str, Task]) -> None:
     (first, space), *others = ((name, task_spec(task, optimizer.head)) for name, task in tasks.items())
     for name, other in others:
         try:
-            check_fits(MetaWeights({}, optimizer, space), other)
+            check_fits(space, other)
         except ValueError as error:
             raise ValueError(
                 f"Tasks that are meta-trained on together must have one weight space, or the architecture must fit any "
@@ -63,4 +63,4 @@ def check_start(weights: MetaWeights, optimizer: OptimizerConfig, tasks: dict[st
                 f"{found[name]!r}, not {value!r}. transfer_weights makes such weights from others."
             )
     for task in tasks.values():
-        check_fits(weights, task_spec(task, optimizer.head))
+        check_fits(weights.spec, task_spec(task, optimizer.head))

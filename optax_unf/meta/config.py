@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, TypeVar
 
 import optax
 
@@ -114,7 +114,7 @@ class MetaTrainConfig:
         return settings
 
     @classmethod
-    def from_dict(cls, settings: Mapping[str, Any]) -> Self:
+    def from_dict(cls, settings: Mapping[str, Any]) -> "MetaTrainConfig":
         """The configuration that `to_dict` described; what is left out has its default.
 
         Args:

@@ -4,24 +4,25 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
+from optax_unf.optimizer.architecture import OptimizerConfig
 from optax_unf.optimizer.meta_weights import MetaWeights
-from optax_unf.optimizer.network import OptimizerConfig
 from optax_unf.optimizer.unf import unf
 from optax_unf.tasks.task import Task, task_spec
 
-Theta = PyTree[Float[Array, "..."]]
+Theta = PyTree[Float[ArrayLike, "..."]]
 
 # More are not kept for a backward pass: those of a small Transformer, of 1.4 MB each, would fill the memory.
 _KEPT_RUNS = 2000
 
 
+@runtime_checkable
 class InnerProblem(Protocol):
     """What a gradient estimator needs to know: a computation that theta steers, step by step.
 

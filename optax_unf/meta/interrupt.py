@@ -3,7 +3,7 @@
 import signal
 import threading
 from types import FrameType
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -28,7 +28,7 @@ class Interruption:
         self._wanted = wanted and threading.current_thread() is threading.main_thread()
         self._before: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Interruption":
         if self._wanted:
             self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
         return self

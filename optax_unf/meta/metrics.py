@@ -5,10 +5,10 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Num
 
 from optax_unf._files import write_text
 from optax_unf.meta.progress import Progress
@@ -51,7 +51,7 @@ class MetricsFiles:
             return
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "MetricsFiles":
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -97,14 +97,14 @@ class Reporter:
         self._pending: tuple[dict[str, int], int, Mapping[str, Any]] | None = None
         self._last = time.perf_counter()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Reporter":
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._bar.__exit__()
         self._files.__exit__()
 
-    def step(self, number: int, stage: int, inner_steps: int, metrics: Mapping[str, Float[Array, ""]]) -> None:
+    def step(self, number: int, stage: int, inner_steps: int, metrics: Mapping[str, Num[Array, ""]]) -> None:
         """Reports the step before this one.
 
         Args:

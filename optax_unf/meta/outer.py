@@ -113,9 +113,9 @@ def make_outer_step(
         grads, particles, metrics = zip(*estimates, strict=True)
         grad = _mean(grads)
         if stage.learning_rate == 0:
-            grad = optax.tree.zeros_like(theta) | grad
-        updates, adam_state = adam.update(grad, state.adam, theta)
-        theta = optax.apply_updates(theta, updates)
+            grad = jax.tree.map(jnp.zeros_like, theta)._replace(scalars=grad.scalars)
+        updates, adam_state = adam.update(grad, state.adam)
+        theta = jax.tree.map(jnp.add, theta, updates)
         reported = {
             **_mean(metrics),
             "diverged": sum(own["diverged"] for own in metrics),

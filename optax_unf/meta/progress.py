@@ -1,7 +1,7 @@
 """The progress bar of a meta-training run."""
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 
 class Progress:
@@ -23,7 +23,7 @@ class Progress:
                 return
             self._bar = tqdm(total=total, initial=done, unit="step", desc="meta-training")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, *exception: object) -> None:

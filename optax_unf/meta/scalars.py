@@ -6,6 +6,7 @@ small: clipping would leave nothing of the others. Alpha and gamma_0 are a logar
 Trained alone, they are few enough for evolution strategies over whole runs, which are blind to no horizon.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,26 +14,33 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from optax_unf.meta.inner import InnerProblem, Theta
+from optax_unf.meta.inner import InnerProblem
+from optax_unf.optimizer.theta import Layer, Theta
 
 
 def with_positive_beta(theta: Theta) -> Theta:
     """The same optimizer with beta above zero: the head, which is linear, bears the sign."""
-    if "beta" not in theta:
+    beta = theta.scalars.beta
+    if beta is None:
         return theta
-    network, sign = theta["network"], jnp.where(theta["beta"] < 0, -1.0, 1.0)
-    head = jax.tree.map(lambda x: sign * x, network["head"])
-    return theta | {"beta": jnp.maximum(jnp.abs(theta["beta"]), 1e-12), "network": network | {"head": head}}
+    *trunk, head = theta.network
+    head = jax.tree.map(lambda x: jnp.where(beta < 0, -1.0, 1.0) * x, head)
+    return Theta(theta.scalars._replace(beta=jnp.maximum(jnp.abs(beta), 1e-12)), (*trunk, head))
 
 
 def encode(theta: Theta) -> Theta:
     """Meta-weights with the logarithm of beta in its place."""
-    return theta | {"beta": jnp.log(theta["beta"])} if "beta" in theta else theta
+    return _with_beta(theta, jnp.log)
 
 
 def decode(encoded: Theta) -> Theta:
     """The inverse of `encode`."""
-    return encoded | {"beta": jnp.exp(encoded["beta"])} if "beta" in encoded else encoded
+    return _with_beta(encoded, jnp.exp)
+
+
+def _with_beta(theta: Theta, function: Callable[[Array], Array]) -> Theta:
+    beta = theta.scalars.beta
+    return theta if beta is None else theta.with_scalars(beta=function(beta))
 
 
 class Decoding(NamedTuple):
@@ -58,30 +66,29 @@ class Around(NamedTuple):
 
     Attributes:
       problem: the one that takes all meta-weights.
-      network: `{"network": ...}`, or nothing for SGD with momentum.
+      network: the layers of f.
     """
 
     problem: InnerProblem
-    network: Theta
+    network: tuple[Layer, ...]
 
     def start(self, theta: Theta, key: Array) -> Any:
         """See `InnerProblem.start`."""
-        return self.problem.start(theta | self.network, key)
+        return self.problem.start(theta._replace(network=self.network), key)
 
     def step(self, theta: Theta, run: Any) -> tuple[Any, Float[Array, ""]]:
         """See `InnerProblem.step`."""
-        return self.problem.step(theta | self.network, run)
+        return self.problem.step(theta._replace(network=self.network), run)
 
 
 def around(problem: InnerProblem, theta: Theta) -> tuple[Around, Theta]:
     """The problem of the scalars of these meta-weights, and the scalars."""
-    network = {name: part for name, part in theta.items() if name == "network"}
-    return Around(problem, network), {name: part for name, part in theta.items() if name != "network"}
+    return Around(problem, theta.network), theta._replace(network=())
 
 
 def two_rates(network: optax.Schedule, scalars: optax.Schedule) -> optax.GradientTransformation:
     """Adam, with one learning rate for the network and another for the scalars."""
     return optax.partition(
         {"network": optax.adam(network), "scalars": optax.adam(scalars)},
-        lambda theta: {name: "network" if name == "network" else "scalars" for name in theta},
+        Theta("scalars", "network"),  # type: ignore[arg-type]
     )

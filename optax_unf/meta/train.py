@@ -27,8 +27,9 @@ from optax_unf.meta.interrupt import Interruption
 from optax_unf.meta.metrics import Reporter
 from optax_unf.meta.outer import TrainState, make_outer_step, start_stage, state_shardings
 from optax_unf.meta.particles import placed
+from optax_unf.optimizer.architecture import OptimizerConfig
 from optax_unf.optimizer.meta_weights import MetaWeights, init_weights
-from optax_unf.optimizer.network import OptimizerConfig
+from optax_unf.optimizer.theta import Layer
 from optax_unf.tasks.task import Task, task_spec
 
 # Settings that a run may change when it continues: they do not change its result.
@@ -211,15 +212,13 @@ class _Position:
 def _initial_weights(optimizer: OptimizerConfig, tasks: dict[str, Task], key: Array) -> MetaWeights:
     """Fresh meta-weights that have every coefficient that a task asks for."""
     first, *others = (init_weights(optimizer, task_spec(task, optimizer.head), key) for task in tasks.values())
-    theta = functools.reduce(_merged, (weights.theta for weights in others), first.theta)
-    return dataclasses.replace(first, theta=theta)
+    network = functools.reduce(_merged, (weights.theta.network for weights in others), first.theta.network)
+    return dataclasses.replace(first, theta=first.theta._replace(network=network))
 
 
-def _merged(theta: Theta, other: Theta) -> Theta:
-    """The first tree, and what only the second one has."""
-    if not isinstance(theta, dict):
-        return theta
-    return {**other, **{name: _merged(x, other.get(name, x)) for name, x in theta.items()}}
+def _merged(layers: tuple[Layer, ...], others: tuple[Layer, ...]) -> tuple[Layer, ...]:
+    """The first layers, and what only the second ones have."""
+    return tuple({**other, **layer} for layer, other in zip(layers, others, strict=True))
 
 
 def _evaluated(

@@ -175,7 +175,7 @@ def channels_to_positions(
     return jnp.moveaxis(y, range(1, len(fixed) + 1), fixed)
 
 
-def contract(x: Float[Array, "channels *sizes"], names: tuple[int, ...]) -> list[Float[Array, "channels *kept"]]:
+def contract(x: Float[Array, "channels *sizes"], names: tuple[int, ...]) -> list[Float[Array, "channels ..."]]:
     """All contractions of one leaf, in the order of `contractions(names)`.
 
     Each mean is taken of the smallest contraction computed so far that still has its axes.

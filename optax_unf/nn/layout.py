@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from optax_unf.spec.leaf import join_blocks, split_blocks
 from optax_unf.spec.paths import show_path
 from optax_unf.spec.permutation_spec import PermutationSpec
 
-Features: TypeAlias = PyTree[Float[Array, "..."]]
+Features: TypeAlias = PyTree[Float[ArrayLike, "..."]]
 
 
-def channels_first(features: Features, spec: PermutationSpec) -> list[Float[Array, "channels *shape"]]:
+def channels_first(features: Features, spec: PermutationSpec) -> list[Float[Array, "channels ..."]]:
     """The leaves in the order of the spec, channels first, checked against its shapes."""
     leaves = []
     for leaf, x in zip(spec.leaves, spec.flatten(features, "features"), strict=True):
@@ -28,21 +28,21 @@ def channels_first(features: Features, spec: PermutationSpec) -> list[Float[Arra
     return leaves
 
 
-def to_tree(leaves: list[Float[Array, "channels *shape"]], like: Features, spec: PermutationSpec) -> Features:
+def to_tree(leaves: list[Float[Array, "channels ..."]], like: Features, spec: PermutationSpec) -> Features:
     """The inverse of `channels_first`."""
     return spec.unflatten([jnp.moveaxis(x, 0, -1) for x in leaves], like)
 
 
 def to_blocks(
-    leaves: Sequence[Float[Array, "channels *shape"]], spec: PermutationSpec
-) -> list[Float[Array, "channels *factors"]]:
+    leaves: Sequence[Float[Array, "channels ..."]], spec: PermutationSpec
+) -> list[Float[Array, "channels ..."]]:
     """The blocks of all leaves, in the order of `optax_unf.nn.contract.tensors`."""
     return [block for leaf, x in zip(spec.leaves, leaves, strict=True) for block in split_blocks(x, leaf, leading=1)]
 
 
 def from_blocks(
-    blocks: Sequence[Float[Array, "channels *factors"]], spec: PermutationSpec
-) -> list[Float[Array, "channels *shape"]]:
+    blocks: Sequence[Float[Array, "channels ..."]], spec: PermutationSpec
+) -> list[Float[Array, "channels ..."]]:
     """The inverse of `to_blocks`."""
     rest = iter(blocks)
     return [join_blocks(list(itertools.islice(rest, len(leaf.blocks))), leaf, leading=1) for leaf in spec.leaves]

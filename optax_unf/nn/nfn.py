@@ -82,8 +82,8 @@ class NFN(nn.Module):
 
 
 def feed_forward(
-    params: Kernels, spec: PermutationSpec, xs: list[Float[Array, "i *shape"]], channels: int
-) -> list[Float[Array, "channels *shape"]]:
+    params: Kernels, spec: PermutationSpec, xs: list[Float[Array, "i ..."]], channels: int
+) -> list[Float[Array, "channels ..."]]:
     """The layer on all leaves, channels first, with the parameters of `nfn_plan`."""
     leaves = tensors(spec)
     inputs = [positions_to_channels(x, leaf) for x, leaf in zip(to_blocks(xs, spec), leaves, strict=True)]

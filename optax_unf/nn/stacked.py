@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import ArrayLike, Float, PyTree
 
 from optax_unf.spec.paths import leaves_by_path, show_path
 
-Stacked = PyTree[Float[Array, "models ..."]]
+Stacked = PyTree[Float[ArrayLike, "models ..."]]
 
 
-def stack_models(models: Sequence[PyTree[Float[Array, "..."]]]) -> Stacked:
+def stack_models(models: Sequence[PyTree[Float[ArrayLike, "..."]]]) -> Stacked:
     """The parameters of a population of networks, leaf by leaf in one array.
 
     Args:

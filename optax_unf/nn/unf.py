@@ -19,7 +19,7 @@ from optax_unf.spec.permutation_spec import PermutationSpec
 Coefficients: TypeAlias = Literal["full", "tied"]
 
 
-def contractions_of(x: Float[Array, "channels *factors"], leaf: Tensor) -> list[Float[Array, "c *kept"]]:
+def contractions_of(x: Float[Array, "channels *factors"], leaf: Tensor) -> list[Float[Array, "c ..."]]:
     """The contractions of a block of a leaf that is at hand whole."""
     return contract(positions_to_channels(x, leaf), leaf.names)
 
@@ -30,7 +30,7 @@ def equivariant(
     coefficients: Coefficients,
     contracted: Sequence[Contracted],
     channels: int,
-) -> list[Float[Array, "channels *shape"]]:
+) -> list[Float[Array, "channels ..."]]:
     """The layer on the contractions of all blocks: mix, expand, and put the blocks of each leaf together.
 
     Args:
@@ -100,11 +100,11 @@ class UNF(nn.Module):
 @functools.partial(jax.jit, static_argnames=("spec", "coefficients", "channels"), inline=True)
 def _layer(
     params: Kernels,
-    xs: list[Float[Array, "i *shape"]],
+    xs: list[Float[Array, "i ..."]],
     spec: PermutationSpec,
     coefficients: Coefficients,
     channels: int,
-) -> list[Float[Array, "channels *shape"]]:
+) -> list[Float[Array, "channels ..."]]:
     leaves = tensors(spec, fixed_as_permuted=coefficients == "tied")
     dtype = jnp.result_type(*xs)
     blocks = to_blocks([x.astype(dtype) for x in xs], spec)

@@ -268,7 +268,7 @@ def _orthogonalized(momenta: _Leaves, adam: _Leaves, found: dict[str, LeafMatric
     return {path: join_blocks(parts, found[path].leaf) for path, parts in blocks.items()}
 
 
-def _polar_factors(matrices: Sequence[Float[Array, "batch rows columns"]]) -> list[Array]:
+def _polar_factors(matrices: Sequence[Float[Array, "_ _ _"]]) -> list[Array]:
     """The polar factors of batches of matrices, those of one shape together."""
     wide = [x if x.shape[-2] <= x.shape[-1] else x.mT for x in matrices]
     groups: dict[Any, list[int]] = {}

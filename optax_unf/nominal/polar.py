@@ -76,7 +76,7 @@ def _iterate_gram(x: Array, steps: int) -> Array:
     """
     a, b, c = COEFFICIENTS
     gram = x @ x.mT
-    identity = jnp.eye(gram.shape[-1], dtype=x.dtype)
+    identity = jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=x.dtype), gram.shape)
     product = None
     for step in range(steps):
         polynomial = a * identity + b * gram + c * gram @ gram

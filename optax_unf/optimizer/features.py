@@ -30,7 +30,7 @@ def encode_step(count: Int[Array, ""]) -> Float[Array, " 11"]:
     return jnp.tanh(jnp.asarray(count, jnp.float32) / jnp.array(TIME_SCALES, jnp.float32) - 1.0)
 
 
-def scale_by_time(
+def preconditioned(
     grad: Float[Array, "*shape"], mean_square: Float[Array, "*shape"], count: Int[Array, ""]
 ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
     """A gradient divided by its root mean square over time, entry by entry, and the new mean square.
@@ -54,7 +54,7 @@ def scale_by_time(
 def noise_squares(count: Int[Array, ""], dtype: jnp.dtype) -> Float[Array, " 7"]:
     """The mean squares of gradient and momenta at step `count`, were gradients white noise of unit variance.
 
-    Divided by their roots, momenta of gradients from `scale_by_time` keep what tells signal from noise: their size.
+    Divided by their roots, momenta of gradients from `preconditioned` keep what tells signal from noise: their size.
     """
     decays = jnp.array(DECAYS, dtype)
     momenta = (1 - decays) / (1 + decays) * -jnp.expm1(2 * (count.astype(dtype) + 1) * jnp.log(decays))
@@ -82,7 +82,7 @@ def normalize(
 
 
 def mean_squares(
-    channels: Sequence[Float[Array, "*shape"]], known: Float[Array, " known"] | None, dtype: jnp.dtype
+    channels: Sequence[Float[Array, "..."]], known: Float[Array, " known"] | None, dtype: jnp.dtype
 ) -> Float[Array, "channels 1"]:
     """The mean square of each channel of a large leaf, for `scaled`.
 
@@ -106,19 +106,19 @@ def bounded(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.clip(x, -_LARGEST, _LARGEST)
 
 
-def scaled(x: Float[Array, "*shape"], mean_square: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def scaled(x: Float[Array, "*shape"], mean_square: Float[Array, "*#shape"]) -> Float[Array, "*shape"]:
     """What `normalize` makes of entries, given the mean squares of their channels."""
     return jnp.clip(bounded(x) / jnp.sqrt(mean_square + _SMALLEST**2), -_CLIP, _CLIP)
 
 
-def pack(leaves: Sequence[Float[Array, "channels *shape"]]) -> Float[Array, "channels entries"]:
+def pack(leaves: Sequence[Float[Array, "channels ..."]]) -> Float[Array, "channels entries"]:
     """All leaves side by side, so that a pointwise layer is one matrix product for the whole weight space."""
     return jnp.concatenate([x.reshape(x.shape[0], -1) for x in leaves], axis=1)
 
 
 def unpack(
     packed: Float[Array, "channels entries"], shapes: Sequence[tuple[int, ...]]
-) -> list[Float[Array, "channels *shape"]]:
+) -> list[Float[Array, "channels ..."]]:
     """The inverse of `pack`."""
     parts = apart(packed, [math.prod(shape) for shape in shapes], axis=1)
     return [part.reshape(packed.shape[0], *shape) for part, shape in zip(parts, shapes, strict=True)]

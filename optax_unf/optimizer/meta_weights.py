@@ -5,10 +5,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float
 
-from optax_unf.optimizer.evaluate import init
-from optax_unf.optimizer.network import OptimizerConfig
+from optax_unf.optimizer.architecture import OptimizerConfig
+from optax_unf.optimizer.network import Network
+from optax_unf.optimizer.theta import Scalars, Theta
 from optax_unf.spec.axes import Name
 from optax_unf.spec.leaf import LeafSpec
 from optax_unf.spec.paths import show_path
@@ -21,31 +22,24 @@ class MetaWeights:
     """The meta-weights of a learned optimizer: a pytree whose leaves are those of `theta`.
 
     Attributes:
-      theta: `{"log_alpha": (), "logit_gamma_0": (), "beta": (), "network": {...}}`, all float32; `beta` and
-        `network` only where f is not zero, and `log_step_warmup: ()` only with a warm-up.
+      theta: the numbers, all float32.
       config: the architecture.
       spec: the weight space that full coefficients belong to; `None` where the weights fit any.
     """
 
-    theta: PyTree[Float[Array, "..."]]
+    theta: Theta
     config: OptimizerConfig
     spec: PermutationSpec | None
 
     @property
     def alpha(self) -> Float[Array, ""]:
         """The step size."""
-        return jnp.exp(self.theta["log_alpha"])
+        return self.theta.scalars.alpha
 
     @property
     def gamma_0(self) -> Float[Array, ""]:
         """The decay of the nominal momentum."""
-        return jax.nn.sigmoid(self.theta["logit_gamma_0"])
-
-    def warmup(self, count: Int[Array, ""]) -> Float[Array, ""]:
-        """What the step after `count` others is multiplied by: 1 unless the architecture has a warm-up."""
-        if not self.config.step_warmup:
-            return jnp.float32(1.0)
-        return -jnp.expm1(-(1.0 + jnp.asarray(count, jnp.float32)) / jnp.exp(self.theta["log_step_warmup"]))
+        return self.theta.scalars.gamma_0
 
 
 def init_weights(config: OptimizerConfig, spec: PermutationSpec, key: Array) -> MetaWeights:
@@ -64,25 +58,25 @@ def init_weights(config: OptimizerConfig, spec: PermutationSpec, key: Array) -> 
             f"The weight space must be a PermutationSpec, but is of type {type(spec).__name__}. "
             f"make_spec(names, params), infer_spec and Inferred(...).of(params) make one."
         )
-    theta: dict[str, PyTree] = {
-        "log_alpha": jnp.log(jnp.float32(config.alpha)),
-        "logit_gamma_0": jax.scipy.special.logit(jnp.float32(config.gamma_0)),
-    }
-    if config.step_warmup:
-        theta["log_step_warmup"] = jnp.log(jnp.float32(config.step_warmup))
-    if config.head != "none":
-        theta |= {"beta": jnp.float32(config.beta), "network": init(config, spec, key)}
-    return MetaWeights(theta, config, spec if config.fits_one_space else None)
+    learns = config.head != "none"
+    scalars = Scalars(
+        log_alpha=jnp.log(jnp.float32(config.alpha)),
+        logit_gamma_0=jax.scipy.special.logit(jnp.float32(config.gamma_0)),
+        beta=jnp.float32(config.beta) if learns else None,
+        log_step_warmup=jnp.log(jnp.float32(config.step_warmup)) if config.step_warmup else None,
+    )
+    network = Network(config, spec).init(key) if learns else ()
+    return MetaWeights(Theta(scalars, network), config, spec if config.fits_one_space else None)
 
 
-def check_fits(weights: MetaWeights, spec: PermutationSpec) -> None:
-    """Raises ValueError, with the first leaf that differs, if the weights belong to another weight space.
+def check_fits(own: PermutationSpec | None, spec: PermutationSpec) -> None:
+    """Raises ValueError, with the first leaf that differs, if weights of their `own` weight space do not fit this one.
 
     Names need not be equal, only which axes share one.
     """
-    if weights.spec is None:
+    if own is None:
         return
-    wanted, found = ({leaf.path: leaf for leaf in s.leaves} for s in (weights.spec, spec))
+    wanted, found = ({leaf.path: leaf for leaf in s.leaves} for s in (own, spec))
     paths = tuple(dict.fromkeys([*wanted, *found]))
     for differs in (_shapes_differ, _Renaming().differs):
         for path in paths:

@@ -1,84 +1,269 @@
-"""The architecture of a learned optimizer."""
+"""f of Eq. 31: a pointwise trunk and an equivariant head, on small leaves whole and on large ones tile by tile."""
 
 import dataclasses
-from typing import Literal, TypeAlias, get_args
+import math
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
-from optax_unf.nn.unf import Coefficients
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-Head: TypeAlias = Literal["unf", "nfn", "deepsets", "none"]
-Normalization: TypeAlias = Literal["leaf", "entry"]
-Nominal: TypeAlias = Literal["momentum", "orthogonalized"]
-Step: TypeAlias = Literal["alpha", "distance"]
+from optax_unf.nn.contract import Tensor, contractions, tensors
+from optax_unf.nn.deep_sets import deep_sets, with_shared
+from optax_unf.nn.mix import Arrived, Contracted, full_rows, tied_rows
+from optax_unf.nn.nfn import feed_forward, nfn_plan
+from optax_unf.nn.plan import Plan, deep_sets_plan, draw, full_plan, tied_plan
+from optax_unf.nn.unf import contractions_of, equivariant
+from optax_unf.optimizer.architecture import OptimizerConfig
+from optax_unf.optimizer.features import ENTRY_CHANNELS, TIME_CHANNELS, mean_squares, normalize, pack, scaled, unpack
+from optax_unf.optimizer.stream import stream
+from optax_unf.optimizer.theta import Layer
+from optax_unf.spec.leaf import LeafSpec, split_blocks
+from optax_unf.spec.permutation_spec import PermutationSpec
 
+# Leaves of at most this many entries go through the trunk together; others alone, which leaves their shardings alone.
+_SMALL_ENTRIES = 2**13
 
-_CHOICES = {
-    "head": Head,
-    "coefficients": Coefficients,
-    "normalization": Normalization,
-    "nominal": Nominal,
-    "step": Step,
-}
+# The features of a tile of this size stay in a CPU's cache, and its products are large enough to share among cores.
+_CPU_ENTRIES = 2**14
+# An accelerator wants large products, but leaves of one tile are evaluated whole: of 2**21 entries, half of GPT-2's
+# matrices were, in 7 GB.
+_ACCELERATOR_ENTRIES = 2**18
+
+Channels: TypeAlias = Sequence[Float[Array, "..."]]
+"""The input channels of one leaf, each of its shape: weight, gradient, momenta."""
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """The architecture of a learned optimizer, and its scalars before meta-training.
+class Tiling:
+    """How large leaves are evaluated.
 
     Attributes:
-      head: the last layer of f: `"unf"`, `"nfn"`, `"deepsets"`, or `"none"` for f = 0, which is SGD with momentum.
-      coefficients: of a UNF head: `"full"` (fits one weight space) or `"tied"` (fits any).
-      hidden_channels: width of the trunk.
-      hidden_layers: Deep Sets layers before the head.
-      pool: whether the trunk's Deep Sets layers have their pooled part.
-      normalization: of gradients and momenta. `"leaf"`: for f, each is divided by its root mean square in the leaf.
-        `"entry"`: gradients are divided by their root mean square over time, entry by entry as in Adam, before anything
-        else, and momenta for f by what theirs would be if gradients were noise; this takes one more accumulator. The
-        nominal term is then that of Adam, and alpha has the size of its rates.
-      nominal: the nominal term. `"momentum"` as in the paper, or `"orthogonalized"`: `scale_by_orthogonal`, with the
-        step of Adam where there is no matrix, whatever the normalization.
-      step: what the direction is multiplied by. `"alpha"` as in the paper, or `"distance"`: alpha times a size that is
-        found while training (`scale_by_found_step`); alpha is then best near 1.
-      alpha: initial step size.
-      gamma_0: initial decay of the nominal momentum.
-      beta: initial weight of f.
-      step_warmup: initial time constant tau of a warm-up, in steps: step t is multiplied by 1 - exp(-t / tau) (Ma &
-        Yarats 2021, arXiv:1910.04209), and tau meta-trained. With 0 there is none, as in the paper.
+      entries: about how many entries of a large leaf to evaluate at a time; 0 for whole leaves.
     """
 
-    head: Head = "unf"
-    coefficients: Coefficients = "full"
-    hidden_channels: int = 32
-    hidden_layers: int = 3
-    pool: bool = False
-    normalization: Normalization = "leaf"
-    nominal: Nominal = "momentum"
-    step: Step = "alpha"
-    alpha: float = 0.1
-    gamma_0: float = 0.9
-    beta: float = 1e-3
-    step_warmup: float = 0.0
+    entries: int = 0
 
-    def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
-            if (chosen := getattr(self, name)) not in get_args(choices):
-                *others, last = map(repr, get_args(choices))
-                raise ValueError(f"{name} must be {', '.join(others)} or {last}, but is {chosen!r}.")
-        if self.hidden_channels < 1 or self.hidden_layers < 1:
-            raise ValueError(
-                f"hidden_channels and hidden_layers must be positive, but are {self.hidden_channels} and "
-                f"{self.hidden_layers}."
-            )
-        if not (self.alpha > 0 and 0 < self.gamma_0 < 1):
-            raise ValueError(f"alpha must be positive and gamma_0 in (0, 1), but are {self.alpha} and {self.gamma_0}.")
-        if not self.step_warmup >= 0:
-            raise ValueError(f"step_warmup must be a number of steps, or 0 for none, but is {self.step_warmup}.")
 
-    @property
-    def fits_one_space(self) -> bool:
-        """Whether weights of this architecture belong to one weight space."""
-        return self.head == "nfn" or (self.head == "unf" and self.coefficients == "full")
+def tiling_for(platform: str, devices: int) -> Tiling:
+    """The tiling that is best on so many devices of a platform.
+
+    Whole leaves if there are several: they may be parted between them, and a tile would gather them.
+    """
+    if devices > 1:
+        return Tiling()
+    return Tiling(_CPU_ENTRIES if platform == "cpu" else _ACCELERATOR_ENTRIES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """f of Eq. 31 on a weight space: all that is known of it before any numbers are.
+
+    Attributes:
+      architecture: the layers.
+      spec: the weight space.
+      tiling: how large leaves are evaluated.
+    """
+
+    architecture: OptimizerConfig
+    spec: PermutationSpec
+    tiling: Tiling = Tiling()
 
     @property
-    def scales_entries(self) -> bool:
-        """Whether gradients are divided by their root mean square over time, which the state then holds."""
-        return self.normalization == "entry"
+    def plans(self) -> tuple[Plan, ...]:
+        """The parameters of each layer."""
+        if not self.spec.leaves:
+            return ()
+        chosen, width = self.architecture, self.architecture.hidden_channels
+        first = deep_sets_plan(ENTRY_CHANNELS, width, shared=TIME_CHANNELS, pool=chosen.pool, use_bias=True)
+        hidden = deep_sets_plan(width, width, pool=chosen.pool, use_bias=True)
+        return first, *[hidden] * (chosen.hidden_layers - 1), self._head_plan
+
+    @property
+    def _head_plan(self) -> Plan:
+        width = self.architecture.hidden_channels
+        match self.architecture.head, self.architecture.coefficients:
+            case "deepsets", _:
+                return deep_sets_plan(width, 1, pool=self.architecture.pool, use_bias=True)
+            case "nfn", _:
+                return nfn_plan(self.spec, width, 1)
+            case _, "tied":
+                return tied_plan(tensors(self.spec, fixed_as_permuted=True), width, 1)
+            case _:
+                return full_plan(tensors(self.spec), width, 1)
+
+    def init(self, key: Array) -> tuple[Layer, ...]:
+        """The parameters before any meta-training."""
+        keys = jax.random.split(key, max(len(self.plans), 1))
+        return tuple(draw(plan, keys[layer]) for layer, plan in enumerate(self.plans))
+
+    def __call__(
+        self,
+        layers: Sequence[Layer],
+        channels: Sequence[Channels],
+        known: Float[Array, " gradients"] | None,
+        time: Float[Array, " time_channels"],
+        dtype: jnp.dtype,
+    ) -> list[Float[Array, "..."]]:
+        """The value of f on every leaf.
+
+        Args:
+          layers: the parameters.
+          channels: of every leaf, not yet normalized.
+          known: mean squares to divide gradients and momenta by; `None` for what they are in the leaf.
+          time: the encoding of the iteration number.
+          dtype: to compute in.
+        """
+        first, *others, head = layers
+        trunk = [with_shared(first, time), *others]
+        tiled = [self._is_tiled(leaf) for leaf in self.spec.leaves]
+        whole = [normalize(jnp.stack([x.astype(dtype) for x in xs]), known) for xs in _where(channels, tiled, False)]
+        features = iter(_features(trunk, whole))
+        leaves = [
+            _Tiled(trunk, xs, mean_squares(xs, known, dtype), self.tiling, dtype) if is_tiled else next(features)
+            for xs, is_tiled in zip(channels, tiled, strict=True)
+        ]
+
+        if self.architecture.head == "deepsets":
+            return [x.through(head) if isinstance(x, _Tiled) else deep_sets(head, x)[0] for x in leaves]
+        if self.architecture.head == "nfn":
+            ys = feed_forward(head, self.spec, leaves, 1)  # type: ignore[arg-type] (no leaf is tiled)
+        else:
+            contracted = _contracted(self.architecture, self.spec, head, leaves)
+            ys = equivariant(head, self.spec, self.architecture.coefficients, contracted, 1)
+        return [y[0] for y in ys]
+
+    def _is_tiled(self, leaf: LeafSpec) -> bool:
+        """Whether a leaf is evaluated in tiles. Those with diagonals or fixed positions are needed whole."""
+        entries, chosen = self.tiling.entries, self.architecture
+        if not entries or math.prod(leaf.shape) <= entries or chosen.pool:
+            return False
+        if chosen.head != "unf":
+            return chosen.head == "deepsets"
+        for block in leaf.blocks:
+            names = [name for name, _ in block.factors if name is not None]
+            fixed = len(block.factors) - len(names)
+            if len(set(names)) < len(names) or (fixed and chosen.coefficients == "full") or 0 in block.shape:
+                return False
+        return True
+
+
+def _where(xs: Sequence[Channels], chosen: Sequence[bool], value: bool) -> list[Channels]:
+    return [x for x, is_chosen in zip(xs, chosen, strict=True) if is_chosen == value]
+
+
+def _trunk(layers: Sequence[Layer], x: Float[Array, "i *axes"]) -> Float[Array, "features *axes"]:
+    for params in layers:
+        x = jax.nn.relu(deep_sets(params, x))
+    return x
+
+
+def _features(layers: Sequence[Layer], xs: Sequence[Float[Array, "i ..."]]) -> list[Float[Array, "features ..."]]:
+    """The trunk on whole leaves. A pointwise one does not see leaves: small ones together are one matrix."""
+    pointwise = all("pooled" not in params for params in layers)
+    small = [pointwise and math.prod(x.shape[1:]) <= _SMALL_ENTRIES for x in xs]
+    packed = [x for x, is_small in zip(xs, small, strict=True) if is_small]
+    together = iter(unpack(_trunk(layers, pack(packed)), [x.shape[1:] for x in packed]) if packed else [])
+    return [next(together) if is_small else _trunk(layers, x) for x, is_small in zip(xs, small, strict=True)]
+
+
+def _contracted(
+    config: OptimizerConfig,
+    spec: PermutationSpec,
+    head: Layer,
+    leaves: Sequence["Array | _Tiled"],
+) -> list[Contracted]:
+    """The contractions of the blocks of all leaves, in the order of `tensors`."""
+    tied = config.coefficients == "tied"
+    blocks = tensors(spec, fixed_as_permuted=tied)
+
+    def rows(number: int, k: int) -> Float[Array, "features outputs"]:
+        if tied:
+            return tied_rows(head, blocks, (number, k))
+        return full_rows(head, blocks, config.hidden_channels, (number, k))
+
+    contracted: list[Contracted] = []
+    for leaf, x in zip(spec.leaves, leaves, strict=True):
+        if isinstance(x, _Tiled):
+            for block in leaf.blocks:
+                number = len(contracted)
+                kernels = {k: rows(number, k) for k in _multiplied(blocks[number], config.hidden_channels)}
+                contracted.append(x.contractions(leaf, block.start, block.extent, blocks[number], kernels))
+        else:
+            for block in split_blocks(x, leaf, leading=1):
+                contracted.append(contractions_of(block, blocks[len(contracted)]))
+    return contracted
+
+
+def _multiplied(block: Tensor, features: int) -> list[int]:
+    """The contractions to multiply before they are averaged: those whose features take more memory than the block."""
+    kept = [math.prod(block.sizes[axis] for axis in c.kept) for c, _ in contractions(block.names)]
+    return [k for k, size in enumerate(kept[:-1]) if k == 0 or features * size > kept[0]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tiled:
+    """A large leaf, whose features are never all at hand.
+
+    Attributes:
+      layers: the trunk.
+      channels: the leaf's input channels.
+      squares: their mean squares.
+      tiling: how to cut it.
+      dtype: to compute in.
+    """
+
+    layers: Sequence[Layer]
+    channels: Channels
+    squares: Float[Array, "channels 1"]
+    tiling: Tiling
+    dtype: jnp.dtype
+
+    def contractions(
+        self,
+        leaf: LeafSpec,
+        start: tuple[int, ...],
+        extent: tuple[int, ...],
+        block: Tensor,
+        kernels: Mapping[int, Array],
+    ) -> Contracted:
+        """The contractions of one block of the leaf, of which some are multiplied already."""
+        inputs = [x.reshape(leaf.factored_shape) for x in self.channels]
+        found = self._stream(inputs, start, extent, block, kernels)
+        return [Arrived(x) if k in kernels else x for k, x in enumerate(found)]
+
+    def through(self, head: Layer) -> Float[Array, "*shape"]:
+        """The leaf through a pointwise head."""
+        shape, size = self.channels[0].shape, self.channels[0].size
+        entries = Tensor("", (0,), (size,), (size,), (True,))
+        inputs = [x.reshape(-1) for x in self.channels]
+        y, _ = self._stream(inputs, (0,), (size,), entries, {0: head["kernel"]})
+        return y[0].reshape(shape) + head["bias"][0].astype(self.dtype)
+
+    def _stream(
+        self,
+        inputs: Channels,
+        start: tuple[int, ...],
+        extent: tuple[int, ...],
+        block: Tensor,
+        kernels: Mapping[int, Array],
+    ) -> list[Array]:
+        trunk = jax.tree_util.Partial(_scaled_trunk, self.layers, self.squares)
+        kernels = {k: kernel.astype(self.dtype) for k, kernel in kernels.items()}
+        return _jitted_stream(list(inputs), start, trunk, kernels, _anonymous(block), extent, self.tiling.entries)
+
+
+# Leaves that differ in their names alone are traced once.
+_jitted_stream = jax.jit(stream, static_argnames=("leaf", "extent", "entries"))
+
+
+def _anonymous(block: Tensor) -> Tensor:
+    ranks = sorted(set(block.names))
+    return dataclasses.replace(block, path="", names=tuple(map(ranks.index, block.names)))
+
+
+def _scaled_trunk(
+    layers: Sequence[Layer], squares: Float[Array, "channels 1"], x: Float[Array, "channels entries"]
+) -> Float[Array, "features entries"]:
+    return _trunk(layers, scaled(x, squares))

@@ -15,10 +15,10 @@ from optax_unf._dtypes import at_least_float32
 from optax_unf._sharding import replicated
 from optax_unf.infer import Inferred, Spec, resolved
 from optax_unf.nominal.orthogonal import scale_by_orthogonal
+from optax_unf.optimizer.architecture import OptimizerConfig
 from optax_unf.optimizer.features import DECAYS
 from optax_unf.optimizer.meta_weights import MetaWeights, check_fits
-from optax_unf.optimizer.network import OptimizerConfig
-from optax_unf.optimizer.step import next_count, step
+from optax_unf.optimizer.update import Moments, direction_of, next_count, optimizer_for
 from optax_unf.optimizer.weight_files import load_weights
 from optax_unf.spec.paths import leaves_by_path, show_path
 from optax_unf.spec.permutation_spec import PermutationSpec
@@ -32,17 +32,17 @@ class ScaleByUNFState(NamedTuple):
 
     Attributes:
       count: number of updates so far, int32 [].
-      momenta: trees like the parameters, of the accumulator dtype: the momentum at gamma_0, unless the nominal term
-        holds its own, then, unless f = 0, those at 0.1, 0.5, 0.9, 0.99, 0.999 and 0.9999. With normalization
-        `"entry"` of gradients that `squares` has scaled.
-      squares: a tree like the parameters, at least float32: the mean square of each gradient over time, if the weights'
+      mu: trees like the parameters, of the accumulator dtype: the momentum at gamma_0, unless the nominal term holds
+        its own, then, unless f = 0, those at 0.1, 0.5, 0.9, 0.99, 0.999 and 0.9999. With normalization `"entry"` they
+        are of gradients that `nu` has scaled.
+      nu: a tree like the parameters, at least float32: the mean square of each gradient over time, if the weights'
         normalization is `"entry"`; else None.
       nominal: the `ScaleByOrthogonalState` of an orthogonalized nominal term; else None.
     """
 
     count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride] (optax names it so)
-    momenta: tuple[PyTree, ...]
-    squares: PyTree = None
+    mu: tuple[PyTree, ...]
+    nu: PyTree = None
     nominal: Any = None
 
 
@@ -80,7 +80,7 @@ def scale_by_unf(
         0.9999 does not move in bfloat16. Mean squares stay at least float32. Give it as a string, `"bfloat16"`, where
         `optax.inject_hyperparams` would take a type for a schedule.
       block_entries: large leaves are evaluated in blocks of about so many entries, whose hidden features are all that
-        is held of them; 0 evaluates every leaf whole. By default it depends on the device (`optimizer.evaluate`),
+        is held of them; 0 evaluates every leaf whole. By default it depends on the device (`optimizer.network`),
         and 0 where there are several devices. A static argument for `optax.inject_hyperparams`.
 
     Returns:
@@ -110,15 +110,15 @@ def scale_by_unf(
     zero = functools.partial(_zero_momentum, dtype=accumulator_dtype)
     # In a narrower type squares would overflow, and their average at decay 0.999 stand still.
     squares_dtype = None if accumulator_dtype is None else at_least_float32(accumulator_dtype)
-    zero_square = functools.partial(_zero_momentum, dtype=squares_dtype)
+    zero_nu = functools.partial(_zero_momentum, dtype=squares_dtype)
     nominal = None if weights.config.nominal == "momentum" else scale_by_orthogonal(spec, momentum=weights.gamma_0)
 
     def init(params: optax.Params) -> ScaleByUNFState:
         check_real(params, "parameter")
         return ScaleByUNFState(
             count=replicated(jnp.zeros([], jnp.int32), params),
-            momenta=tuple(jax.tree.map(zero, params) for _ in range(_number_of_momenta(weights.config))),
-            squares=jax.tree.map(zero_square, params) if weights.config.scales_entries else None,
+            mu=tuple(jax.tree.map(zero, params) for _ in range(_number_of_momenta(weights.config))),
+            nu=jax.tree.map(zero_nu, params) if weights.config.scales_entries else None,
             nominal=None if nominal is None else nominal.init(params),
         )
 
@@ -137,22 +137,25 @@ def scale_by_unf(
         space = _weight_space(weights, spec, params)
         if not space.leaves:
             return updates, state._replace(count=next_count(state.count))
+
         steps, nominal_state = (None, None) if nominal is None else nominal.update(updates, state.nominal, params)
-        direction, momenta, squares, count = step(
-            space.flatten(params, "parameters"),
-            [flatten_checked(space, tree, "momenta") for tree in state.momenta],
-            None if state.squares is None else flatten_checked(space, state.squares, "squares"),
-            state.count,
-            grads=flatten_checked(space, updates, "gradients"),
-            nominal=None if steps is None else space.flatten(steps, "gradients"),
-            weights=weights,
-            space=space,
-            block_entries=block_entries,
+        leaves = functools.partial(_leaves, space)
+        direction, moments = direction_of(
+            optimizer_for(weights.config, space, block_entries),
+            weights.theta,
+            Moments(
+                state.count,
+                tuple(leaves(tree, "momenta") for tree in state.mu),
+                None if state.nu is None else leaves(state.nu, "mean squares"),
+            ),
+            leaves(params, "parameters"),
+            leaves(updates, "gradients"),
+            None if steps is None else leaves(steps, "gradients"),
         )
         return space.unflatten(direction, like=updates), ScaleByUNFState(
-            count,
-            tuple(space.unflatten(m, like=tree) for m, tree in zip(momenta, state.momenta, strict=True)),
-            None if squares is None else space.unflatten(squares, like=state.squares),
+            moments.count,
+            tuple(space.unflatten(m, like=tree) for m, tree in zip(moments.mu, state.mu, strict=True)),
+            None if moments.nu is None else space.unflatten(moments.nu, like=state.nu),
             nominal_state,
         )
 
@@ -173,7 +176,7 @@ def _weight_space(weights: MetaWeights, spec: Spec, params: PyTree) -> Permutati
                 f"It is the spec of other parameters, or these have been joined into one vector, as optax.flatten does."
             )
         return space
-    check_fits(weights, space)
+    check_fits(weights.spec, space)
     flatten_checked(space, params, "parameters")
     return space
 
@@ -181,14 +184,13 @@ def _weight_space(weights: MetaWeights, spec: Spec, params: PyTree) -> Permutati
 def _checked_state(state: optax.OptState, config: OptimizerConfig) -> ScaleByUNFState:
     state = checked_state(state, ScaleByUNFState)
     wanted = _number_of_momenta(config)
-    if len(state.momenta) != wanted:
+    if len(state.mu) != wanted:
         raise ValueError(
-            f"The state must hold {wanted} trees of momenta, but holds {len(state.momenta)}. Call init with these "
-            f"weights."
+            f"The state must hold {wanted} trees of momenta, but holds {len(state.mu)}. Call init with these weights."
         )
-    if (state.squares is not None) != config.scales_entries:
+    if (state.nu is not None) != config.scales_entries:
         raise ValueError(
-            f"The state {'lacks' if state.squares is None else 'has'} mean squares of the gradients, and is not "
+            f"The state {'lacks' if state.nu is None else 'has'} mean squares of the gradients, and is not "
             f"that of weights with normalization={config.normalization!r}. Call init with these weights."
         )
     if (state.nominal is not None) != (config.nominal == "orthogonalized"):
@@ -197,6 +199,10 @@ def _checked_state(state: optax.OptState, config: OptimizerConfig) -> ScaleByUNF
             f"and is not that of weights with nominal={config.nominal!r}. Call init with these weights."
         )
     return state
+
+
+def _leaves(space: PermutationSpec, tree: PyTree, what: str) -> tuple[Array, ...]:
+    return tuple(flatten_checked(space, tree, what))
 
 
 def _number_of_momenta(config: OptimizerConfig) -> int:

@@ -71,7 +71,7 @@ def stream(
     leaf: Tensor,
     extent: tuple[int, ...],
     entries: int,
-) -> list[Float[Array, "_ *kept"]]:
+) -> list[Float[Array, "_ ..."]]:
     """One leaf, or a block of one, through the trunk.
 
     Args:

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from optax_unf.nn.untie import untie
+from optax_unf.optimizer.architecture import OptimizerConfig
 from optax_unf.optimizer.meta_weights import MetaWeights, init_weights
-from optax_unf.optimizer.network import OptimizerConfig
+from optax_unf.optimizer.theta import Layer, Theta
 from optax_unf.spec.permutation_spec import PermutationSpec
 
 
@@ -69,32 +70,34 @@ def transfer_weights(
             f"{weights.config.step_warmup}: the weights' own time constant is carried over."
         )
     fresh = init_weights(config, spec, key)
-    scalars = ("log_alpha", "logit_gamma_0", "log_step_warmup")
-    theta = fresh.theta | {name: weights.theta[name] for name in scalars if name in weights.theta}
-    if "network" in fresh.theta and "network" in weights.theta:
-        old, new = ((c.hidden_channels, c.hidden_layers, c.pool) for c in (weights.config, config))
-        if old != new:
+    old, new = weights.theta, fresh.theta
+    scalars, network = new.scalars._replace(**_carried(old)), new.network
+    if network and old.network:
+        trunks = [(c.hidden_channels, c.hidden_layers, c.pool) for c in (weights.config, config)]
+        if trunks[0] != trunks[1]:
             raise ValueError(
-                f"The trunk must keep its hidden_channels, hidden_layers and pool, but the weights have {old}, and the "
-                f"architecture wanted has {new}."
+                f"The trunk must keep its hidden_channels, hidden_layers and pool, but the weights have {trunks[0]}, "
+                f"and the architecture wanted has {trunks[1]}."
             )
-        trunk = {name: kernel for name, kernel in weights.theta["network"].items() if name.startswith("trunk_")}
-        theta["network"] = fresh.theta["network"] | trunk
         head = _head(weights, config, spec)
+        network = (*old.network[:-1], network[-1] if head is None else head)
         if head is not None:
-            theta["network"]["head"] = head
-            theta["beta"] = weights.theta["beta"]
+            scalars = scalars._replace(beta=old.scalars.beta)
+    if scalars.beta is not None:
+        rescaled = 1.0 if alpha is None else scalars.alpha / alpha
+        scalars = scalars._replace(beta=scalars.beta * rescaled * learned)
     if alpha is not None:
-        if "beta" in theta:
-            theta["beta"] = theta["beta"] * jnp.exp(theta["log_alpha"]) / alpha
-        theta["log_alpha"] = jnp.log(jnp.float32(alpha))
-    if "beta" in theta:
-        theta["beta"] = theta["beta"] * learned
-    return dataclasses.replace(fresh, theta=theta)
+        scalars = scalars._replace(log_alpha=jnp.log(jnp.float32(alpha)))
+    return dataclasses.replace(fresh, theta=Theta(scalars, network))
 
 
-def _head(weights: MetaWeights, config: OptimizerConfig, spec: PermutationSpec) -> dict[str, Array] | None:
-    old, head = weights.config, weights.theta["network"]["head"]
+def _carried(theta: Theta) -> dict[str, Array]:
+    """The scalars that do not depend on the network."""
+    return {name: x for name, x in theta.scalars._asdict().items() if x is not None and name != "beta"}
+
+
+def _head(weights: MetaWeights, config: OptimizerConfig, spec: PermutationSpec) -> Layer | None:
+    old, head = weights.config, weights.theta.network[-1]
     if (old.head, old.coefficients) == ("unf", "tied") and (config.head, config.coefficients) == ("unf", "full"):
         return untie(head, spec)
     same = old.head == config.head and (old.head != "unf" or old.coefficients == config.coefficients)

@@ -14,12 +14,12 @@ import numpy as np
 
 from optax_unf._files import write_text
 from optax_unf._imported import did_you_mean
-from optax_unf._safetensors import nested, read_arrays, write_arrays
+from optax_unf._safetensors import read_arrays, write_arrays
+from optax_unf.optimizer.architecture import OptimizerConfig
 from optax_unf.optimizer.meta_weights import MetaWeights, init_weights
-from optax_unf.optimizer.network import OptimizerConfig
+from optax_unf.optimizer.theta import from_arrays, to_arrays
 from optax_unf.spec.as_json import spec_from_json, spec_to_json
 from optax_unf.spec.make_spec import make_spec
-from optax_unf.spec.paths import leaves_by_path
 from optax_unf.spec.permutation_spec import PermutationSpec
 
 _FORMAT = "optax_unf meta-weights 1"
@@ -49,7 +49,7 @@ def load_weights(name_or_path: str | Path) -> MetaWeights:
     """
     path = _resolve(name_or_path)
     config, spec, arrays = _read(path, path.stat().st_mtime_ns)
-    return MetaWeights(jax.tree.map(jnp.asarray, nested(arrays)), config, spec)
+    return MetaWeights(from_arrays(jax.tree.map(jnp.asarray, arrays)), config, spec)
 
 
 # An injected hyperparameter makes the optimizer anew at each step, and with it asks for the weights.
@@ -91,7 +91,7 @@ def save_weights(path: str | Path, weights: MetaWeights, *, card: Mapping[str, A
         "config": json.dumps(dataclasses.asdict(weights.config)),
         "spec": spec_to_json(weights.spec),
     }
-    write_arrays(path, leaves_by_path(weights.theta), metadata)
+    write_arrays(path, to_arrays(weights.theta), metadata)
     if card_text is not None:
         write_text(path.with_suffix(".json"), card_text)
 
@@ -161,7 +161,7 @@ def _check_arrays(
     # Weights for any space have arrays that do not depend on it, except for matrices of tied coefficients.
     space = make_spec((), jnp.zeros(())) if spec is None else spec
     init = jax.eval_shape(lambda key: init_weights(config, space, key), jax.random.key(0))
-    wanted = {name: x.shape for name, x in leaves_by_path(init.theta).items()}
+    wanted = {name: x.shape for name, x in to_arrays(init.theta).items()}
     if spec is None and config.head == "unf":
         wanted = {name: shape for name, shape in wanted.items() if not name.startswith(_BY_ROLE)}
         wanted |= {name: (config.hidden_channels, 1) for name in arrays if name.startswith(_BY_ROLE)}

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, ArrayLike, Int, PyTree
 
 from optax_unf._sharding import propagated
 from optax_unf.spec.axes import Name
@@ -21,7 +21,7 @@ from optax_unf.spec.table import table
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Permutation: TypeAlias = dict[Name, Int[Array, " size"]]
+Permutation: TypeAlias = dict[Name, Int[ArrayLike, "_"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +134,7 @@ class PermutationSpec:
         (permuted,) = propagated(self._permuted)(leaves, permutation=permutation)
         return self.unflatten(permuted, like=tree)
 
-    def _permuted(self, leaves: list[Array], permutation: Permutation) -> tuple[list[Array]]:
+    def _permuted(self, leaves: list[ArrayLike], permutation: Permutation) -> tuple[list[Array]]:
         permuted = []
         for leaf, x in zip(self.leaves, leaves, strict=True):
             blocks = split_blocks(x, leaf)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Integer
 
 from optax_unf.tasks.describe import Description, describe
 from optax_unf.tasks.task import Params
@@ -34,8 +34,8 @@ class LanguageModel(abc.ABC):
     """
 
     name: str
-    train: Int[np.ndarray, " n"]
-    test: Int[np.ndarray, " m"]
+    train: Integer[np.ndarray, " n"]
+    test: Integer[np.ndarray, " m"]
     vocabulary: int
     source: str = ""
     length: int = 32

@@ -3,12 +3,12 @@
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from optax_unf.infer import resolved
 from optax_unf.spec.permutation_spec import PermutationSpec
 
-Params: TypeAlias = PyTree[Float[Array, "..."]]
+Params: TypeAlias = PyTree[Float[ArrayLike, "..."]]
 Batch: TypeAlias = Any
 
 

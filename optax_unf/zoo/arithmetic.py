@@ -3,7 +3,7 @@
 import dataclasses
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Integer
 
 # The last ends an answer, and fills the places before a question and after an answer.
 CHARACTERS = "0123456789+=."
@@ -21,8 +21,8 @@ class Questions:
       answers: each ends with the end character, at least one.
     """
 
-    asked: Int[np.ndarray, "questions length"]
-    answers: Int[np.ndarray, "questions places"]
+    asked: Integer[np.ndarray, "questions length"]
+    answers: Integer[np.ndarray, "questions places"]
 
 
 def make_questions(largest: int, held_out: int, *, seed: int = 0) -> tuple[Questions, Questions]:
@@ -67,7 +67,7 @@ def make_questions(largest: int, held_out: int, *, seed: int = 0) -> tuple[Quest
     return Questions(asked[held_out:], answers[held_out:]), Questions(asked[:held_out], answers[:held_out])
 
 
-def show(numbers: Int[np.ndarray, " length"]) -> str:
+def show(numbers: Integer[np.ndarray, " length"]) -> str:
     """The characters of a question or an answer."""
     return "".join(CHARACTERS[number] for number in numbers)
 

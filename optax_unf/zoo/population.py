@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import DTypeLike, Float, Int
+from jaxtyping import DTypeLike, Float, Integer
 
 from optax_unf._files import write_text
 from optax_unf._safetensors import nested, read_arrays, write_arrays
@@ -68,7 +68,7 @@ class Zoo:
         """The architecture."""
         return Seq2Seq(self.config.hidden, self.config.cell)
 
-    def take(self, models: Int[np.ndarray, " some"]) -> "Zoo":
+    def take(self, models: Integer[np.ndarray, " some"]) -> "Zoo":
         """Some of the models, by their indices."""
         records = {name: x[models] for name, x in self.records.items()}
         return Zoo(self.config, jax.tree.map(lambda x: x[models], self.params), records)

@@ -5,7 +5,7 @@ from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 from optax_unf.meta.estimators.estimator import Metrics
 from optax_unf.meta.inner import InnerProblem, Theta, unroll
@@ -69,7 +69,7 @@ class AntitheticES:
         return jax.tree.map(lambda x: jnp.tensordot(slope, x, 1) / self.pairs, direction)
 
 
-def _side_by_side(plus: Float[Array, "pairs *shape"], minus: Float[Array, "pairs *shape"]) -> Array:
+def _side_by_side(plus: Shaped[Array, "pairs *shape"], minus: Shaped[Array, "pairs *shape"]) -> Array:
     """The particles `[2 * pairs, *shape]` in turn: devices that part them evenly hold whole pairs."""
     return jnp.stack([plus, minus], axis=1).reshape(2 * plus.shape[0], *plus.shape[1:])
 

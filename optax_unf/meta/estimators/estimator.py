@@ -1,16 +1,17 @@
 """What estimators of the gradient of the outer loss have in common."""
 
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Int, Num, PyTree
 
 from optax_unf.meta.inner import InnerProblem, Theta
 
-Metrics: TypeAlias = dict[str, Float[Array, ""]]
+Metrics: TypeAlias = dict[str, Num[Array, ""]]
 
 
+@runtime_checkable
 class Estimator(Protocol):
     """Estimates the gradient of the outer loss with respect to theta from inner runs.
 

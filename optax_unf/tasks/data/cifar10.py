@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Integer
 
 from optax_unf.tasks.data import files
 from optax_unf.tasks.data.images import Images, downscale, standardize
@@ -36,7 +36,7 @@ def cifar10(size: int = 8, data_dir: str | Path | None = None) -> tuple[Images, 
     return standardize(downscale(train, size), train_labels, downscale(test, size), test_labels)
 
 
-def read_cifar10(path: Path) -> tuple[np.ndarray, Int[np.ndarray, " n"], np.ndarray, Int[np.ndarray, " m"]]:
+def read_cifar10(path: Path) -> tuple[np.ndarray, Integer[np.ndarray, " n"], np.ndarray, Integer[np.ndarray, " m"]]:
     """Images `[n, 32, 32, 3]` (uint8) and labels of the training batches and of the test batch.
 
     Raises:

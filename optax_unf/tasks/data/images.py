@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 
 from optax_unf.tasks.data import files
 
@@ -33,7 +33,7 @@ class Images:
     """
 
     images: Float[np.ndarray, "n height width *channels"]
-    labels: Int[np.ndarray, " n"]
+    labels: Integer[np.ndarray, " n"]
 
 
 def fashion_mnist(size: int = 8, data_dir: str | Path | None = None) -> tuple[Images, Images]:

@@ -1,12 +1,12 @@
 """Tokens of a byte-pair vocabulary."""
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Integer
 
 from optax_unf.tasks.data.text import Text
 
 
-def byte_pair_tokens(text: Text, vocabulary: int) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]]:
+def byte_pair_tokens(text: Text, vocabulary: int) -> tuple[Integer[np.ndarray, " n"], Integer[np.ndarray, " m"]]:
     """Both parts of a text in tokens of a byte-pair vocabulary (Sennrich et al. 2016), learned from the training part.
 
     Any text can be written in it, because the 256 bytes are tokens. A short text may give fewer tokens than asked.
