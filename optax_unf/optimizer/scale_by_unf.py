@@ -18,7 +18,7 @@ from optax_unf.nominal.orthogonal import scale_by_orthogonal
 from optax_unf.optimizer.architecture import OptimizerConfig
 from optax_unf.optimizer.features import DECAYS
 from optax_unf.optimizer.meta_weights import MetaWeights, check_fits
-from optax_unf.optimizer.update import Moments, direction_of, next_count, optimizer_for
+from optax_unf.optimizer.update import Leaves, Moments, direction_of, next_count, optimizer_for
 from optax_unf.optimizer.weight_files import load_weights
 from optax_unf.spec.paths import leaves_by_path, show_path
 from optax_unf.spec.permutation_spec import PermutationSpec
@@ -143,12 +143,12 @@ def scale_by_unf(
         direction, moments = direction_of(
             optimizer_for(weights.config, space, block_entries),
             weights.theta,
+            leaves(params, "parameters"),
             Moments(
                 state.count,
                 tuple(leaves(tree, "momenta") for tree in state.mu),
                 None if state.nu is None else leaves(state.nu, "mean squares"),
             ),
-            leaves(params, "parameters"),
             leaves(updates, "gradients"),
             None if steps is None else leaves(steps, "gradients"),
         )
@@ -201,7 +201,7 @@ def _checked_state(state: optax.OptState, config: OptimizerConfig) -> ScaleByUNF
     return state
 
 
-def _leaves(space: PermutationSpec, tree: PyTree, what: str) -> tuple[Array, ...]:
+def _leaves(space: PermutationSpec, tree: PyTree, what: str) -> Leaves:
     return tuple(flatten_checked(space, tree, what))
 
 

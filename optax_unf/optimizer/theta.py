@@ -61,7 +61,7 @@ class Theta(NamedTuple):
         return self._replace(scalars=self.scalars._replace(**scalars))
 
 
-def to_arrays(theta: Theta) -> dict[str, Float[Array, "..."]]:
+def to_arrays(theta: Theta) -> dict[str, Any]:
     """The arrays by the names that they have in a file, sorted."""
     arrays = {name: x for name, x in theta.scalars._asdict().items() if x is not None}
     for number, layer in enumerate(theta.network):
@@ -70,7 +70,7 @@ def to_arrays(theta: Theta) -> dict[str, Float[Array, "..."]]:
     return dict(sorted(arrays.items()))
 
 
-def from_arrays(arrays: Mapping[str, Float[Array, "..."]]) -> Theta:
+def from_arrays(arrays: Mapping[str, Any]) -> Theta:
     """The inverse of `to_arrays`.
 
     Raises:

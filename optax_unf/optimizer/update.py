@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from optax_unf._dtypes import at_least_float32
 from optax_unf._sharding import placements, propagated
@@ -18,7 +18,7 @@ from optax_unf.optimizer.network import Network, Tiling, tiling_for
 from optax_unf.optimizer.theta import Theta
 from optax_unf.spec.permutation_spec import PermutationSpec
 
-Leaves: TypeAlias = tuple[Float[Array, "..."], ...]
+Leaves: TypeAlias = tuple[Float[ArrayLike, "..."], ...]
 """An array for each leaf, in the order of the spec."""
 
 # As many programs are kept, for the weight spaces and architectures that were updated last.
@@ -68,7 +68,7 @@ def optimizer_for(architecture: OptimizerConfig, spec: PermutationSpec, tile_ent
 
 
 def direction_of(
-    optimizer: Optimizer, theta: Theta, moments: Moments, params: Leaves, grads: Leaves, nominal: Leaves | None
+    optimizer: Optimizer, theta: Theta, params: Leaves, moments: Moments, grads: Leaves, nominal: Leaves | None
 ) -> tuple[Leaves, Moments]:
     """The direction of Eq. 31, and the new moments, in the dtypes and shardings of parameters and old moments.
 
@@ -78,29 +78,29 @@ def direction_of(
     Args:
       optimizer: the optimizer.
       theta: its numbers.
-      moments: the old ones.
       params: the parameters W.
+      moments: the old ones.
       grads: their gradients.
       nominal: the nominal term where it is not momentum at gamma_0.
     """
     program = _program(optimizer, placements((params, moments)))
-    return program(theta, moments, params, grads, nominal)
+    return program(params, moments, theta=theta, grads=grads, nominal=nominal)
 
 
 @functools.lru_cache(_KEPT)
 def _program(optimizer: Optimizer, shardings: PyTree) -> Callable[..., tuple[Leaves, Moments]]:
-    return jax.jit(propagated(functools.partial(_update, optimizer)), out_shardings=shardings, inline=True)
+    update = functools.partial(_update, optimizer=optimizer)
+    return jax.jit(propagated(update), out_shardings=shardings, inline=True)
 
 
 def _update(
-    optimizer: Optimizer, theta: Theta, moments: Moments, params: Leaves, grads: Leaves, nominal: Leaves | None
+    params: Leaves, moments: Moments, *, optimizer: Optimizer, theta: Theta, grads: Leaves, nominal: Leaves | None
 ) -> tuple[Leaves, Moments]:
     architecture, scalars, (count, mu, nu) = optimizer.architecture, theta.scalars, moments
-    # Without jit, leaves may be numpy arrays and plain numbers.
-    params, g = tuple(map(jnp.asarray, params)), tuple(map(jnp.asarray, grads))
-    dtype = at_least_float32(*(x.dtype for x in params))
+    dtype = at_least_float32(*map(jnp.result_type, params))
+    g = _wide(grads, dtype)
     if nu is not None:
-        g, nu = _preconditioned(_wide(g, dtype), nu, count)
+        g, nu = _preconditioned(g, nu, count)
 
     # m^gamma = gamma m^gamma + (1 - gamma) g
     gammas = ([scalars.gamma_0] if nominal is None else []) + list(DECAYS if theta.network else ())
@@ -138,10 +138,10 @@ def _preconditioned(g: Leaves, nu: Leaves, count: Int[Array, ""]) -> tuple[Leave
     return scaled, _like(new, nu)
 
 
-def _wide(leaves: Sequence[Array], dtype: jnp.dtype) -> Leaves:
-    return tuple(x.astype(dtype) for x in leaves)
+def _wide(leaves: Leaves, dtype: jnp.dtype) -> Leaves:
+    return tuple(jnp.asarray(x).astype(dtype) for x in leaves)
 
 
 def _like(leaves: Sequence[Array], others: Leaves) -> Leaves:
     """The leaves in the dtypes of others. They stay apart: side by side in one array, they would lose shardings."""
-    return tuple(x.astype(y.dtype) for x, y in zip(leaves, others, strict=True))
+    return tuple(x.astype(jnp.result_type(y)) for x, y in zip(leaves, others, strict=True))

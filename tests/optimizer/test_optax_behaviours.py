@@ -51,7 +51,7 @@ def test_an_injected_factor_changes_without_retracing():
     update = jax.jit(chex.assert_max_traces(tx.update, 1))
     state = tx.init(params)
     once, state = update(grads, state, params)
-    chex.assert_trees_all_equal_dtypes(optax.tree.get(state, "momenta")[0], jax.tree.map(jnp.bfloat16, params))
+    chex.assert_trees_all_equal_dtypes(optax.tree.get(state, "mu")[0], jax.tree.map(jnp.bfloat16, params))
     state = tx.init(params)
     state.hyperparams["factor"] = jnp.float32(3.0)
     thrice, _ = update(grads, state, params)

@@ -126,7 +126,9 @@ def test_sgdm_by_entry_is_adam():
 
 def test_the_first_steps_of_a_warm_up_are_small_and_the_last_ones_whole():
     plain, warm = make_weights("none"), make_weights("none", step_warmup=100.0)
-    np.testing.assert_allclose(warm.theta.scalars.warmup(jnp.arange(3)), [0.00995, 0.0198, 0.02955], rtol=1e-3)
+    np.testing.assert_allclose(
+        jax.vmap(warm.theta.scalars.warmup)(jnp.arange(3)), [0.00995, 0.0198, 0.02955], rtol=1e-3
+    )
     assert warm.theta.scalars.warmup(jnp.int32(2**31 - 1)) == 1 == plain.theta.scalars.warmup(jnp.int32(0))
 
 
