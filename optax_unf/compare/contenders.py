@@ -80,6 +80,7 @@ BASELINES = (
     Contender("Prodigy, cosine", _prodigy),
     Contender("schedule-free AdamW", _schedule_free, trained=optax.contrib.schedule_free_eval_params),
 )
+"""What people would use otherwise: Adam at 1e-3, and others each at its best rate."""
 
 
 def candidate(

@@ -77,6 +77,7 @@ UNSEEN: Mapping[str, Callable[[], Problem]] = {
         MLP((32, 2)), table("breast_cancer"), smoothed_cross_entropy, batch_size=32, horizon=300
     ),
 }
+"""The 20 tasks that give results, by name: functions that load their data and make them."""
 
 _PROBE: Mapping[str, tuple[tuple[int, int], Callable[[], Problem]]] = {
     "mlp": ((500, 2000), lambda: Supervised(MLP((32, 32, 10)), fashion(8), batch_size=128, horizon=0)),
@@ -121,6 +122,7 @@ PROBE: Mapping[str, Callable[[], Problem]] = {
     for name, (horizons, make) in _PROBE.items()
     for horizon in horizons
 }
+"""The tasks to choose by, in the same way: each of 12 networks with a short and a long horizon."""
 
 SUITES: Mapping[str, Mapping[str, Callable[[], Problem]]] = {"unseen": UNSEEN, "probe": PROBE}
 
@@ -138,6 +140,7 @@ QUICK: Mapping[str, tuple[str, ...]] = {
     ),
     "probe": tuple(f"{name}-{_PROBE[name][0][0]}" for name in list(_PROBE)[:8]),
 }
+"""Names of the cheap tasks of each suite."""
 
 
 def get(suite: str, name: str) -> Problem:

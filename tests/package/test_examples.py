@@ -42,6 +42,12 @@ def test_which_matrices(monkeypatch, capsys):
     assert len(re.findall(r"\d\.\d{4}$", printed, re.MULTILINE)) == 3
 
 
+def test_nnx_optimizer_with_a_spec(capsys):
+    loss = runpy.run_path(str(ROOT / "examples" / "with_flax_nnx_spec.py"))["main"]()
+    assert re.search(r"gates/kernel +\(40, 128\) +4 of 8 x 32 and 4 of 32 x 32 ", capsys.readouterr().out)
+    assert loss < 0.1
+
+
 def test_infer_transformer(monkeypatch, capsys):
     monkeypatch.delenv("OPTAX_UNF_DATA", raising=False)  # the text is this package's source
     main = runpy.run_path(str(ROOT / "examples" / "infer_transformer.py"))["main"]
