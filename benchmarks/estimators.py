@@ -163,8 +163,8 @@ def main() -> None:
 
     task = tasks.get(args.task, **({"data_dir": args.data_dir} if args.data_dir else {}))
     late = load_weights(args.weights)
-    early = init_weights(late.config, tasks.task_spec(task), jax.random.key(0))
-    problem = learned_training(late.config, task)
+    early = init_weights(late.architecture, tasks.task_spec(task), jax.random.key(0))
+    problem = learned_training(late.architecture, task)
     es = {"pairs": args.pairs, "sigma": args.sigma, "objective": args.objective, "final_steps": FINAL_STEPS}
     estimators: dict[tuple[str, int], Any] = {}
     for truncation in args.truncations:

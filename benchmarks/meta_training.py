@@ -20,7 +20,7 @@ jax.config.update("jax_num_cpu_devices", os.cpu_count())
 import jax.numpy as jnp  # noqa: E402
 import optax  # noqa: E402
 
-from optax_unf import OptimizerConfig, init_weights, tasks  # noqa: E402
+from optax_unf import Architecture, init_weights, tasks  # noqa: E402
 from optax_unf.meta import PES, Backprop, Training, learned_training  # noqa: E402
 from optax_unf.meta.estimators.estimator import start_runs  # noqa: E402
 from optax_unf.meta.particles import map_particles, particle_shardings, replicated_shardings  # noqa: E402
@@ -99,7 +99,7 @@ def main() -> None:
     spec = tasks.task_spec(task)
     pes, backprop = PES(pairs=16, truncation=50), Backprop(runs=16, truncation=50)
     for head in ("unf", "deepsets", "none"):
-        config = OptimizerConfig(head=head)
+        config = Architecture(head=head)
         theta = init_weights(config, spec, jax.random.key(0)).theta
         problem = learned_training(config, task)
         taken = measure(f"pes_{head}", problem, theta, pes, 2 * 16 * 50, task.horizon)

@@ -15,7 +15,7 @@ import numpy as np
 import spaces
 import timing
 
-from optax_unf import OptimizerConfig, init_weights
+from optax_unf import Architecture, init_weights
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     print(f"{name}_leaves {len(spec.leaves)} leaves")
     print(f"{name}_parameters {timing.entries(spec) / 1e6:.1f} M")
     start = time.perf_counter()
-    config = OptimizerConfig(coefficients=args.coefficients, normalization=args.normalization)
+    config = Architecture(coefficients=args.coefficients, normalization=args.normalization)
     jax.block_until_ready(init_weights(config, spec, jax.random.key(0)).theta)
     print(f"{name}_weights {time.perf_counter() - start:.1f} s")
     if args.compile_only:

@@ -86,14 +86,14 @@ def main() -> None:
 
     spec = optax_unf.tasks.task_spec(task)
     pretrained = optax_unf.load_weights("mlp-fashion-mnist-deepsets")
-    weights = optax_unf.transfer_weights(pretrained, pretrained.config, spec, meta_key)
+    weights = optax_unf.transfer_weights(pretrained, pretrained.architecture, spec, meta_key)
     stage = Stage(Backprop(runs=8, truncation=50), args.outer_steps, learning_rate=3e-3, schedule="cosine", warmup=3)
     config = MetaTrainConfig((stage,), horizon=HORIZON, evaluate_every=20, evaluate_runs=8)
-    result = meta_train(weights.config, task, config, meta_key, weights=weights)
+    result = meta_train(weights.architecture, task, config, meta_key, weights=weights)
 
     with_adam, learned = (
         trainer(task, Training(task, optax.adam)),
-        trainer(task, learned_training(weights.config, task)),
+        trainer(task, learned_training(weights.architecture, task)),
     )
     tuning = [with_adam(rate, tuning_keys)[:, 0].mean() for rate in RATES]
     rate = RATES[np.nanargmin(tuning)]

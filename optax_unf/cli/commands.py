@@ -19,7 +19,7 @@ from optax_unf.compare.table import markdown_page, result_lines
 from optax_unf.meta.card import cpu_cores, make_card, provenance
 from optax_unf.meta.fresh import fresh_keys, fresh_runs
 from optax_unf.meta.plot import plot_run
-from optax_unf.optimizer.architecture import Head, Nominal, Normalization, OptimizerConfig, Step
+from optax_unf.optimizer.architecture import Architecture, Head, Nominal, Normalization, Step
 from optax_unf.optimizer.meta_weights import MetaWeights, check_fits
 from optax_unf.optimizer.pretrained import Listing, list_pretrained
 from optax_unf.optimizer.transfer import transfer_weights
@@ -122,7 +122,7 @@ def meta_train(
     if coordinator is not None:
         meta.distributed.initialize(coordinator, process_id, processes)
     loaded = [tasks.get(name, data_dir=data_dir) for name in task]
-    architecture = OptimizerConfig(
+    architecture = Architecture(
         head=_HEADS[optimizer],
         coefficients=coefficients,
         normalization=normalization,
@@ -183,8 +183,8 @@ def evaluate(
     _start_devices(devices)
     loaded = tasks.get(task, data_dir=data_dir)
     learned = load_weights(weights)
-    check_fits(learned.spec, task_spec(loaded, learned.config.head))
-    training = meta.learned_training(learned.config, loaded)
+    check_fits(learned.spec, task_spec(loaded, learned.architecture.head))
+    training = meta.learned_training(learned.architecture, loaded)
     runs = fresh_runs(training, learned.theta, fresh_keys(seeds), steps or task_horizon(loaded))
     for name, losses in (("training_loss", meta.final_loss(runs.losses)), ("validation_loss", runs.validation)):
         mean, error = mean_and_error([float(x) for x in losses])
@@ -305,12 +305,12 @@ def _labelled(sources: Sequence[str]) -> dict[str, MetaWeights]:
     labelled: dict[str, MetaWeights] = {}
     for source in sources:
         weights = load_weights(source)
-        label = ", ".join((_LABELS[weights.config.head], *_traits(weights.config)))
+        label = ", ".join((_LABELS[weights.architecture.head], *_traits(weights.architecture)))
         labelled[f"{label} ({Path(source).stem})" if label in labelled else label] = weights
     return labelled
 
 
-def _traits(config: OptimizerConfig) -> list[str]:
+def _traits(config: Architecture) -> list[str]:
     """What tells an architecture from the paper's."""
     tied = (config.head, config.coefficients) == ("unf", "tied")
     traits = {

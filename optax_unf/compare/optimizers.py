@@ -65,7 +65,7 @@ def compare_optimizers(
         raise ValueError(f"A comparison needs at least two seeds for its standard errors, but seeds is {seeds}.")
     check_held_out(task)
     for weights in learned.values():
-        check_fits(weights.spec, task_spec(task, weights.config.head))
+        check_fits(weights.spec, task_spec(task, weights.architecture.head))
     steps = task_horizon(task) if steps is None else steps
     others = [baseline for baseline in baselines if baseline.name != ADAM.name]
     contenders = [_Tuned(baseline) for baseline in (ADAM, *others)]
@@ -130,7 +130,7 @@ class _MetaTrained:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"optimizer": dataclasses.asdict(self.weights.config), "weights": digest(self.weights)}
+        return {"optimizer": dataclasses.asdict(self.weights.architecture), "weights": digest(self.weights)}
 
     def tuning(self, task: TaskLike, steps: int) -> dict[str, Any]:
         del task, steps
@@ -138,7 +138,7 @@ class _MetaTrained:
 
     def trained(self, task: TaskLike, steps: int, rate: float | None) -> tuple[Training, Theta]:
         del steps, rate
-        return learned_training(self.weights.config, task), self.weights.theta
+        return learned_training(self.weights.architecture, task), self.weights.theta
 
 
 def _measured(

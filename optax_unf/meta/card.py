@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from optax_unf.meta.config import MetaTrainConfig
-from optax_unf.optimizer.architecture import OptimizerConfig
+from optax_unf.optimizer.architecture import Architecture
 from optax_unf.optimizer.meta_weights import MetaWeights
 from optax_unf.optimizer.theta import to_arrays
 from optax_unf.tasks.task import TaskLike, as_task
@@ -26,7 +26,7 @@ _PACKAGES = ("optax-unf", "jax", "flax", "optax")
 
 def make_card(
     tasks: Sequence[TaskLike],
-    optimizer: OptimizerConfig,
+    optimizer: Architecture,
     config: MetaTrainConfig,
     curve: Sequence[Mapping[str, float]],
     *,
@@ -49,7 +49,7 @@ def make_card(
       >>> from optax_unf import tasks
       >>> task = tasks.get("mlp-digits")
       >>> made = provenance(["optax-unf", "meta-train"])
-      >>> card = make_card([task], OptimizerConfig(), MetaTrainConfig(), [], seconds=1.0, start=None, made=made)
+      >>> card = make_card([task], Architecture(), MetaTrainConfig(), [], seconds=1.0, start=None, made=made)
       >>> card["task"], card["outer_steps"], card["command"]
       ('mlp-digits', 50000, 'optax-unf meta-train')
     """
@@ -107,7 +107,7 @@ def _commit() -> str:
 
 def digest(weights: MetaWeights) -> str:
     """What tells these meta-weights from others."""
-    digest = hashlib.sha256(json.dumps(dataclasses.asdict(weights.config), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(dataclasses.asdict(weights.architecture), sort_keys=True).encode())
     for leaf in to_arrays(weights.theta).values():
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()[:16]

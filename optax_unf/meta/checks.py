@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from optax_unf.optimizer.architecture import OptimizerConfig
+from optax_unf.optimizer.architecture import Architecture
 from optax_unf.optimizer.meta_weights import MetaWeights, check_fits
 from optax_unf.tasks.task import TaskLike, as_task, lacking, task_spec
 
@@ -33,7 +33,7 @@ def named_tasks(task: TaskLike | Sequence[TaskLike]) -> dict[str, TaskLike]:
     return named
 
 
-def check_spaces(optimizer: OptimizerConfig, tasks: dict[str, TaskLike]) -> None:
+def check_spaces(optimizer: Architecture, tasks: dict[str, TaskLike]) -> None:
     """Refuses tasks of different weight spaces for an architecture that fits one only."""
     if not optimizer.fits_one_space:
         return
@@ -48,9 +48,9 @@ def check_spaces(optimizer: OptimizerConfig, tasks: dict[str, TaskLike]) -> None
             ) from error
 
 
-def check_start(weights: MetaWeights, optimizer: OptimizerConfig, tasks: dict[str, TaskLike]) -> None:
+def check_start(weights: MetaWeights, optimizer: Architecture, tasks: dict[str, TaskLike]) -> None:
     """Refuses weights of another architecture; initial values of scalars may differ."""
-    found, wanted = dataclasses.asdict(weights.config), dataclasses.asdict(optimizer)
+    found, wanted = dataclasses.asdict(weights.architecture), dataclasses.asdict(optimizer)
     for name in ("alpha", "beta", "gamma_0"):
         del found[name], wanted[name]
     for settings in (found, wanted):

@@ -44,7 +44,7 @@ def fresh_runs(training: Training, theta: Theta, keys: Array, steps: int) -> Run
       >>> from optax_unf import load_weights, tasks
       >>> from optax_unf.meta import learned_training
       >>> weights = load_weights("mlp-fashion-mnist-sgdm")
-      >>> training = learned_training(weights.config, tasks.get("mlp-digits"))
+      >>> training = learned_training(weights.architecture, tasks.get("mlp-digits"))
       >>> runs = fresh_runs(training, weights.theta, fresh_keys(2), steps=3)
       >>> runs.losses.shape, runs.validation.shape
       ((2, 3), (2,))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
-from optax_unf.optimizer.architecture import OptimizerConfig
+from optax_unf.optimizer.architecture import Architecture
 from optax_unf.optimizer.meta_weights import MetaWeights
 from optax_unf.optimizer.unf import unf
 from optax_unf.tasks.task import TaskLike, as_task, task_spec
@@ -88,7 +88,7 @@ class Training:
         return as_task(self.task).of_run(key)
 
 
-def learned_training(config: OptimizerConfig, task: TaskLike) -> Training:
+def learned_training(config: Architecture, task: TaskLike) -> Training:
     """Training of a task by the learned optimizer of this architecture, theta being its meta-weights' arrays."""
     spec = task_spec(task, config.head)
     return Training(task, lambda theta: unf(MetaWeights(theta, config, None), spec=spec, tile_entries=0))

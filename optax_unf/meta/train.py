@@ -27,7 +27,7 @@ from optax_unf.meta.interrupt import Interruption
 from optax_unf.meta.metrics import Reporter
 from optax_unf.meta.outer import TrainState, make_outer_step, start_stage, state_shardings
 from optax_unf.meta.particles import placed
-from optax_unf.optimizer.architecture import OptimizerConfig
+from optax_unf.optimizer.architecture import Architecture
 from optax_unf.optimizer.meta_weights import MetaWeights, init_weights
 from optax_unf.optimizer.theta import Layer
 from optax_unf.tasks.task import TaskLike, task_spec
@@ -55,7 +55,7 @@ class MetaTrainResult:
 
 
 def meta_train(
-    optimizer: OptimizerConfig,
+    optimizer: Architecture,
     task: TaskLike | Sequence[TaskLike],
     config: MetaTrainConfig,
     key: Array,
@@ -97,12 +97,12 @@ def meta_train(
 
     Example:
       >>> import jax
-      >>> from optax_unf import OptimizerConfig, tasks
+      >>> from optax_unf import Architecture, tasks
       >>> from optax_unf.meta import PES, MetaTrainConfig, Stage, meta_train
       >>> stage = Stage(PES(pairs=1, truncation=2), steps=2, learning_rate=1e-3)
       >>> config = MetaTrainConfig((stage,), horizon=4, evaluate_every=1, evaluate_runs=1)
       >>> task = tasks.get("mlp-digits")
-      >>> result = meta_train(OptimizerConfig(head="none"), task, config, jax.random.key(0), progress=False)
+      >>> result = meta_train(Architecture(head="none"), task, config, jax.random.key(0), progress=False)
       >>> len(result.curve)
       2
     """
@@ -209,7 +209,7 @@ class _Position:
         return sum(stage.steps for stage in config.stages[: self.stage]) + self.step
 
 
-def _initial_weights(optimizer: OptimizerConfig, tasks: dict[str, TaskLike], key: Array) -> MetaWeights:
+def _initial_weights(optimizer: Architecture, tasks: dict[str, TaskLike], key: Array) -> MetaWeights:
     """Fresh meta-weights that have every coefficient that a task asks for."""
     first, *others = (init_weights(optimizer, task_spec(task, optimizer.head), key) for task in tasks.values())
     network = functools.reduce(_merged, (weights.theta.network for weights in others), first.theta.network)
@@ -233,7 +233,7 @@ def _evaluated(
 
 
 def _settings(
-    optimizer: OptimizerConfig, tasks: dict[str, TaskLike], config: MetaTrainConfig, key: Array, start: str | None
+    optimizer: Architecture, tasks: dict[str, TaskLike], config: MetaTrainConfig, key: Array, start: str | None
 ) -> dict[str, Any]:
     data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
     settings = {

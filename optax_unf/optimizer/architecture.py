@@ -21,7 +21,7 @@ _CHOICES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
+class Architecture:
     """The architecture of a learned optimizer, and its scalars before meta-training.
 
     Attributes:

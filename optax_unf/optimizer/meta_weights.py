@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from optax_unf.optimizer.architecture import OptimizerConfig
+from optax_unf.optimizer.architecture import Architecture
 from optax_unf.optimizer.network import Network
 from optax_unf.optimizer.theta import Scalars, Theta
 from optax_unf.spec.axes import Name
@@ -16,19 +16,19 @@ from optax_unf.spec.paths import show_path
 from optax_unf.spec.permutation_spec import PermutationSpec
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["theta"], meta_fields=["config", "spec"])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["theta"], meta_fields=["architecture", "spec"])
 @dataclasses.dataclass(frozen=True)
 class MetaWeights:
     """The meta-weights of a learned optimizer: a pytree whose leaves are those of `theta`.
 
     Attributes:
       theta: the numbers, all float32.
-      config: the architecture.
+      architecture: of the learned optimizer.
       spec: the weight space that full coefficients belong to; `None` where the weights fit any.
     """
 
     theta: Theta
-    config: OptimizerConfig
+    architecture: Architecture
     spec: PermutationSpec | None
 
     @property
@@ -42,11 +42,11 @@ class MetaWeights:
         return self.theta.scalars.gamma_0
 
 
-def init_weights(config: OptimizerConfig, spec: PermutationSpec, key: Array) -> MetaWeights:
+def init_weights(architecture: Architecture, spec: PermutationSpec, key: Array) -> MetaWeights:
     """Meta-weights before any meta-training.
 
     Args:
-      config: the architecture.
+      architecture: of the learned optimizer.
       spec: the weight space. Tied coefficients take from it which roles there are, and nothing else.
       key: a PRNG key.
 
@@ -58,15 +58,15 @@ def init_weights(config: OptimizerConfig, spec: PermutationSpec, key: Array) -> 
             f"The weight space must be a PermutationSpec, but is of type {type(spec).__name__}. "
             f"make_spec(names, params), infer_spec and Inferred(...).of(params) make one."
         )
-    learns = config.head != "none"
+    learns = architecture.head != "none"
     scalars = Scalars(
-        log_alpha=jnp.log(jnp.float32(config.alpha)),
-        logit_gamma_0=jax.scipy.special.logit(jnp.float32(config.gamma_0)),
-        beta=jnp.float32(config.beta) if learns else None,
-        log_step_warmup=jnp.log(jnp.float32(config.step_warmup)) if config.step_warmup else None,
+        log_alpha=jnp.log(jnp.float32(architecture.alpha)),
+        logit_gamma_0=jax.scipy.special.logit(jnp.float32(architecture.gamma_0)),
+        beta=jnp.float32(architecture.beta) if learns else None,
+        log_step_warmup=jnp.log(jnp.float32(architecture.step_warmup)) if architecture.step_warmup else None,
     )
-    network = Network(config, spec).init(key) if learns else ()
-    return MetaWeights(Theta(scalars, network), config, spec if config.fits_one_space else None)
+    network = Network(architecture, spec).init(key) if learns else ()
+    return MetaWeights(Theta(scalars, network), architecture, spec if architecture.fits_one_space else None)
 
 
 def check_fits(own: PermutationSpec | None, spec: PermutationSpec) -> None:

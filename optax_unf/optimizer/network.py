@@ -15,7 +15,7 @@ from optax_unf.nn.mix import Contracted, Multiplied, full_rows, tied_rows
 from optax_unf.nn.nfn import feed_forward, nfn_plan
 from optax_unf.nn.plan import Plan, deep_sets_plan, draw, full_plan, tied_plan
 from optax_unf.nn.unf import contractions_of, equivariant
-from optax_unf.optimizer.architecture import OptimizerConfig
+from optax_unf.optimizer.architecture import Architecture
 from optax_unf.optimizer.features import ENTRY_CHANNELS, TIME_CHANNELS, mean_squares, normalize, pack, scaled, unpack
 from optax_unf.optimizer.stream import stream
 from optax_unf.optimizer.theta import Layer
@@ -66,7 +66,7 @@ class Network:
       tiling: how large leaves are evaluated.
     """
 
-    architecture: OptimizerConfig
+    architecture: Architecture
     spec: PermutationSpec
     tiling: Tiling = Tiling()
 
@@ -169,26 +169,26 @@ def _features(layers: Sequence[Layer], xs: Sequence[Float[Array, "i ..."]]) -> l
 
 
 def _contracted(
-    config: OptimizerConfig,
+    architecture: Architecture,
     spec: PermutationSpec,
     head: Layer,
     leaves: Sequence["Array | _Tiled"],
 ) -> list[Contracted]:
     """The contractions of the parts of all leaves, in the order of `tensors`."""
-    tied = config.coefficients == "tied"
+    tied = architecture.coefficients == "tied"
     parts = tensors(spec, fixed_as_permuted=tied)
 
     def rows(number: int, k: int) -> Float[Array, "features outputs"]:
         if tied:
             return tied_rows(head, parts, (number, k))
-        return full_rows(head, parts, config.hidden_channels, (number, k))
+        return full_rows(head, parts, architecture.hidden_channels, (number, k))
 
     contracted: list[Contracted] = []
     for leaf, x in zip(spec.leaves, leaves, strict=True):
         if isinstance(x, _Tiled):
             for part in leaf.parts:
                 number = len(contracted)
-                kernels = {k: rows(number, k) for k in _multiplied(parts[number], config.hidden_channels)}
+                kernels = {k: rows(number, k) for k in _multiplied(parts[number], architecture.hidden_channels)}
                 contracted.append(x.contractions(leaf, part.start, part.extent, parts[number], kernels))
         else:
             for part in split_parts(x, leaf, leading=1):

@@ -61,15 +61,17 @@ def list_pretrained() -> Listing:
 
 def _record(name: str) -> Pretrained:
     weights, card = load_weights(name), load_card(name)
-    config = weights.config
-    kind = f" ({config.coefficients} coefficients)" if config.head == "unf" else ""
-    found = "found while training" if config.step == "distance" else f"alpha, {float(weights.alpha):.2g}"
+    architecture = weights.architecture
+    kind = f" ({architecture.coefficients} coefficients)" if architecture.head == "unf" else ""
+    found = "found while training" if architecture.step == "distance" else f"alpha, {float(weights.alpha):.2g}"
     return Pretrained(
         name=name,
-        fits=f"{card['task']} alone" if config.fits_one_space else "any model",
+        fits=f"{card['task']} alone" if architecture.fits_one_space else "any model",
         trained_on=card["task"] if card["outer_steps"] else "none yet",
-        head=f"{config.head}{kind}",
-        nominal="Adam's" if config.nominal == "momentum" and config.scales_entries else config.nominal,
+        head=f"{architecture.head}{kind}",
+        nominal="Adam's"
+        if architecture.nominal == "momentum" and architecture.scales_entries
+        else architecture.nominal,
         step=found,
         outer_steps=card["outer_steps"],
     )

@@ -15,7 +15,7 @@ from optax_unf._dtypes import at_least_float32
 from optax_unf._sharding import replicated
 from optax_unf.infer import Inferred, Spec, resolved
 from optax_unf.nominal.orthogonal import scale_by_orthogonal
-from optax_unf.optimizer.architecture import OptimizerConfig
+from optax_unf.optimizer.architecture import Architecture
 from optax_unf.optimizer.features import DECAYS
 from optax_unf.optimizer.meta_weights import MetaWeights, check_fits
 from optax_unf.optimizer.update import Given, Moments, direction_of, next_count, optimizer_for
@@ -61,8 +61,8 @@ def scale_by_unf(
        m_t^{\gamma} = \gamma m_{t-1}^{\gamma} + (1 - \gamma) \nabla_t, $$
 
     without the step size alpha and its sign: see `unf`. The first term is the nominal one; weights may have
-    orthogonalized momentum in its place (`OptimizerConfig.nominal`). Weights with a warm-up
-    (`OptimizerConfig.step_warmup`) multiply it by 1 - exp(-t / tau), t being the number of the update. It is a pure
+    orthogonalized momentum in its place (`Architecture.nominal`). Weights with a warm-up
+    (`Architecture.step_warmup`) multiply it by 1 - exp(-t / tau), t being the number of the update. It is a pure
     function of the weights, so that `jax.vmap` and `jax.grad` over them work. Features are computed in float32, or in
     float64 where a parameter is. Outside of `jax.jit` too, the sum is one compiled program.
 
@@ -111,14 +111,16 @@ def scale_by_unf(
     # In a narrower type squares would overflow, and their average at decay 0.999 stand still.
     squares_dtype = None if accumulator_dtype is None else at_least_float32(accumulator_dtype)
     zero_nu = functools.partial(_zero_momentum, dtype=squares_dtype)
-    nominal = None if weights.config.nominal == "momentum" else scale_by_orthogonal(spec, momentum=weights.gamma_0)
+    nominal = (
+        None if weights.architecture.nominal == "momentum" else scale_by_orthogonal(spec, momentum=weights.gamma_0)
+    )
 
     def init(params: optax.Params) -> ScaleByUNFState:
         check_real(params, "parameter")
         return ScaleByUNFState(
             count=replicated(jnp.zeros([], jnp.int32), params),
-            mu=tuple(jax.tree.map(zero, params) for _ in range(_number_of_momenta(weights.config))),
-            nu=jax.tree.map(zero_nu, params) if weights.config.scales_entries else None,
+            mu=tuple(jax.tree.map(zero, params) for _ in range(_number_of_momenta(weights.architecture))),
+            nu=jax.tree.map(zero_nu, params) if weights.architecture.scales_entries else None,
             nominal=None if nominal is None else nominal.init(params),
         )
 
@@ -126,7 +128,7 @@ def scale_by_unf(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, ScaleByUNFState]:
         del extra  # every optax transformation accepts what others in its chain need
-        state = _checked_state(state, weights.config)
+        state = _checked_state(state, weights.architecture)
         if params is None:
             raise ValueError(
                 "The learned optimizer looks at the parameters, but update was called without them. Call "
@@ -141,7 +143,7 @@ def scale_by_unf(
         steps, nominal_state = (None, None) if nominal is None else nominal.update(updates, state.nominal, params)
         leaves = functools.partial(_leaves, space)
         direction, moments = direction_of(
-            optimizer_for(weights.config, space, tile_entries),
+            optimizer_for(weights.architecture, space, tile_entries),
             weights.theta,
             leaves(params, "parameters"),
             Moments(
@@ -181,22 +183,22 @@ def _weight_space(weights: MetaWeights, spec: Spec, params: PyTree) -> Permutati
     return space
 
 
-def _checked_state(state: optax.OptState, config: OptimizerConfig) -> ScaleByUNFState:
+def _checked_state(state: optax.OptState, architecture: Architecture) -> ScaleByUNFState:
     state = checked_state(state, ScaleByUNFState)
-    wanted = _number_of_momenta(config)
+    wanted = _number_of_momenta(architecture)
     if len(state.mu) != wanted:
         raise ValueError(
             f"The state must hold {wanted} trees of momenta, but holds {len(state.mu)}. Call init with these weights."
         )
-    if (state.nu is not None) != config.scales_entries:
+    if (state.nu is not None) != architecture.scales_entries:
         raise ValueError(
             f"The state {'lacks' if state.nu is None else 'has'} mean squares of the gradients, and is not "
-            f"that of weights with normalization={config.normalization!r}. Call init with these weights."
+            f"that of weights with normalization={architecture.normalization!r}. Call init with these weights."
         )
-    if (state.nominal is not None) != (config.nominal == "orthogonalized"):
+    if (state.nominal is not None) != (architecture.nominal == "orthogonalized"):
         raise ValueError(
             f"The state {'lacks' if state.nominal is None else 'has'} the momentum of an orthogonalized nominal term, "
-            f"and is not that of weights with nominal={config.nominal!r}. Call init with these weights."
+            f"and is not that of weights with nominal={architecture.nominal!r}. Call init with these weights."
         )
     return state
 
@@ -205,8 +207,8 @@ def _leaves(space: PermutationSpec, tree: PyTree, what: str) -> Given:
     return tuple(flatten_checked(space, tree, what))
 
 
-def _number_of_momenta(config: OptimizerConfig) -> int:
-    return (config.nominal == "momentum") + (len(DECAYS) if config.head != "none" else 0)
+def _number_of_momenta(architecture: Architecture) -> int:
+    return (architecture.nominal == "momentum") + (len(DECAYS) if architecture.head != "none" else 0)
 
 
 def _zero_momentum(x: Array, dtype: DTypeLike | None) -> Array:

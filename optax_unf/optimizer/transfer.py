@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from optax_unf.nn.untie import untie
-from optax_unf.optimizer.architecture import OptimizerConfig
+from optax_unf.optimizer.architecture import Architecture
 from optax_unf.optimizer.meta_weights import MetaWeights, init_weights
 from optax_unf.optimizer.theta import Layer, Theta
 from optax_unf.spec.permutation_spec import PermutationSpec
@@ -14,7 +14,7 @@ from optax_unf.spec.permutation_spec import PermutationSpec
 
 def transfer_weights(
     weights: MetaWeights,
-    config: OptimizerConfig,
+    architecture: Architecture,
     spec: PermutationSpec,
     key: Array,
     *,
@@ -29,7 +29,7 @@ def transfer_weights(
 
     Args:
       weights: where to begin.
-      config: the architecture wanted.
+      architecture: the architecture wanted.
       spec: the weight space wanted.
       key: a PRNG key, for a fresh head.
       alpha: the step size to begin with; by default that of the weights. Beta then changes by the opposite factor, so
@@ -44,11 +44,11 @@ def transfer_weights(
 
     Example:
       >>> import jax
-      >>> from optax_unf import OptimizerConfig, load_weights, make_spec
+      >>> from optax_unf import Architecture, load_weights, make_spec
       >>> params = {"w": jax.numpy.ones((3, 2)), "b": jax.numpy.ones(3)}
       >>> spec = make_spec({"w": ("out", "in"), "b": ("out",)}, params)
       >>> tied = load_weights("mlp-fashion-mnist-tied")
-      >>> transfer_weights(tied, OptimizerConfig(), spec, jax.random.key(0)).config.coefficients
+      >>> transfer_weights(tied, Architecture(), spec, jax.random.key(0)).architecture.coefficients
       'full'
     """
     if alpha is not None and not alpha > 0:
@@ -58,28 +58,28 @@ def transfer_weights(
         ("nominal", "Beside an orthogonalized term it has the size of a rate of Adam"),
         ("step", "Beside an estimated distance it is about 1"),
     ):
-        old, new = getattr(weights.config, name), getattr(config, name)
+        old, new = getattr(weights.architecture, name), getattr(architecture, name)
         if alpha is None and old != new:
             raise ValueError(
                 f"The step of weights with {name}={old!r} has another size than with {new!r}, so alpha must be given. "
                 f"{size}."
             )
-    if weights.config.step_warmup and not config.step_warmup:
+    if weights.architecture.step_warmup and not architecture.step_warmup:
         raise ValueError(
             f"The weights have a warm-up of the step, but the architecture wanted has none. Give it step_warmup="
-            f"{weights.config.step_warmup}: the weights' own time constant is carried over."
+            f"{weights.architecture.step_warmup}: the weights' own time constant is carried over."
         )
-    fresh = init_weights(config, spec, key)
+    fresh = init_weights(architecture, spec, key)
     old, new = weights.theta, fresh.theta
     scalars, network = new.scalars._replace(**_carried(old)), new.network
     if network and old.network:
-        trunks = [(c.hidden_channels, c.hidden_layers, c.pool) for c in (weights.config, config)]
+        trunks = [(c.hidden_channels, c.hidden_layers, c.pool) for c in (weights.architecture, architecture)]
         if trunks[0] != trunks[1]:
             raise ValueError(
                 f"The trunk must keep its hidden_channels, hidden_layers and pool, but the weights have {trunks[0]}, "
                 f"and the architecture wanted has {trunks[1]}."
             )
-        head = _head(weights, config, spec)
+        head = _head(weights, architecture, spec)
         network = (*old.network[:-1], network[-1] if head is None else head)
         if head is not None:
             scalars = scalars._replace(beta=old.scalars.beta)
@@ -96,9 +96,12 @@ def _carried(theta: Theta) -> dict[str, Array]:
     return {name: x for name, x in theta.scalars._asdict().items() if x is not None and name != "beta"}
 
 
-def _head(weights: MetaWeights, config: OptimizerConfig, spec: PermutationSpec) -> Layer | None:
-    old, head = weights.config, weights.theta.network[-1]
-    if (old.head, old.coefficients) == ("unf", "tied") and (config.head, config.coefficients) == ("unf", "full"):
+def _head(weights: MetaWeights, architecture: Architecture, spec: PermutationSpec) -> Layer | None:
+    old, head = weights.architecture, weights.theta.network[-1]
+    if (old.head, old.coefficients) == ("unf", "tied") and (architecture.head, architecture.coefficients) == (
+        "unf",
+        "full",
+    ):
         return untie(head, spec)
-    same = old.head == config.head and (old.head != "unf" or old.coefficients == config.coefficients)
+    same = old.head == architecture.head and (old.head != "unf" or old.coefficients == architecture.coefficients)
     return head if same and weights.spec in (None, spec) else None

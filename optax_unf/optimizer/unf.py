@@ -80,7 +80,7 @@ def unf(
         decay = optax.add_decayed_weights(weight_decay, weight_decay_mask)  # pyright: ignore[reportArgumentType]
         direction = optax.chain(direction, decay)
 
-    if weights.config.step == "distance":
+    if weights.architecture.step == "distance":
         size = functools.partial(_step_size, weights.alpha, None, factor)
         return optax.chain(scale_by_found_step(direction, total_steps, spec=spec, factor=size), optax.scale(-1.0))
     size = functools.partial(_step_size, weights.alpha, total_steps, factor)

@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from optax_unf._dtypes import at_least_float32
 from optax_unf._sharding import placements, propagated
-from optax_unf.optimizer.architecture import OptimizerConfig
+from optax_unf.optimizer.architecture import Architecture
 from optax_unf.optimizer.features import DECAYS, encode_step, noise_squares, preconditioned
 from optax_unf.optimizer.network import Network, Tiling, tiling_for
 from optax_unf.optimizer.theta import Theta
@@ -51,7 +51,7 @@ class Optimizer:
       tiling: how large leaves are evaluated.
     """
 
-    architecture: OptimizerConfig
+    architecture: Architecture
     spec: PermutationSpec
     tiling: Tiling
 
@@ -61,7 +61,7 @@ class Optimizer:
         return Network(self.architecture, self.spec, self.tiling)
 
 
-def optimizer_for(architecture: OptimizerConfig, spec: PermutationSpec, tile_entries: int | None) -> Optimizer:
+def optimizer_for(architecture: Architecture, spec: PermutationSpec, tile_entries: int | None) -> Optimizer:
     """The optimizer with tiles of so many entries, or with those that are best on the devices there are."""
     if tile_entries is not None:
         return Optimizer(architecture, spec, Tiling(int(tile_entries)))

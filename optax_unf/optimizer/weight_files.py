@@ -15,7 +15,7 @@ import numpy as np
 from optax_unf._files import write_text
 from optax_unf._imported import did_you_mean
 from optax_unf._safetensors import read_arrays, write_arrays
-from optax_unf.optimizer.architecture import OptimizerConfig
+from optax_unf.optimizer.architecture import Architecture
 from optax_unf.optimizer.meta_weights import MetaWeights, init_weights
 from optax_unf.optimizer.theta import from_arrays, to_arrays
 from optax_unf.spec.as_json import spec_from_json, spec_to_json
@@ -44,17 +44,17 @@ def load_weights(name_or_path: str | Path) -> MetaWeights:
       ValueError: the file is damaged, or no file of meta-weights. Nothing in it is ever executed.
 
     Example:
-      >>> load_weights("mlp-fashion-mnist-sgdm").config.head
+      >>> load_weights("mlp-fashion-mnist-sgdm").architecture.head
       'none'
     """
     path = _resolve(name_or_path)
-    config, spec, arrays = _read(path, path.stat().st_mtime_ns)
-    return MetaWeights(from_arrays(jax.tree.map(jnp.asarray, arrays)), config, spec)
+    architecture, spec, arrays = _read(path, path.stat().st_mtime_ns)
+    return MetaWeights(from_arrays(jax.tree.map(jnp.asarray, arrays)), architecture, spec)
 
 
 # An injected hyperparameter makes the optimizer anew at each step, and with it asks for the weights.
 @functools.lru_cache(maxsize=8)
-def _read(path: Path, modified: int) -> tuple[OptimizerConfig, PermutationSpec | None, dict[str, np.ndarray]]:
+def _read(path: Path, modified: int) -> tuple[Architecture, PermutationSpec | None, dict[str, np.ndarray]]:
     del modified  # only part of the cache's key
     metadata, arrays = read_arrays(path)
     if metadata.get("format") != _FORMAT:
@@ -63,14 +63,14 @@ def _read(path: Path, modified: int) -> tuple[OptimizerConfig, PermutationSpec |
             f"{metadata.get('format')!r}. Only files that optax_unf.save_weights wrote can be loaded."
         )
     try:
-        config, spec = _config_from_json(metadata["config"]), spec_from_json(metadata["spec"])
+        architecture, spec = _architecture_from_json(metadata["config"]), spec_from_json(metadata["spec"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} must describe an architecture and a weight space as optax_unf.save_weights does, but does not: "
             f"{error}"
         ) from error
-    _check_arrays(path, config, spec, arrays)
-    return config, spec, arrays
+    _check_arrays(path, architecture, spec, arrays)
+    return architecture, spec, arrays
 
 
 def save_weights(path: str | Path, weights: MetaWeights, *, card: Mapping[str, Any] | None = None) -> None:
@@ -88,7 +88,7 @@ def save_weights(path: str | Path, weights: MetaWeights, *, card: Mapping[str, A
     card_text = None if card is None else json.dumps(card, indent=1) + "\n"
     metadata = {
         "format": _FORMAT,
-        "config": json.dumps(dataclasses.asdict(weights.config)),
+        "config": json.dumps(dataclasses.asdict(weights.architecture)),
         "spec": spec_to_json(weights.spec),
     }
     write_arrays(path, to_arrays(weights.theta), metadata)
@@ -140,31 +140,31 @@ def _pretrained_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "pretrained"
 
 
-def _config_from_json(text: str) -> OptimizerConfig:
-    settings, known = json.loads(text), [field.name for field in dataclasses.fields(OptimizerConfig)]
+def _architecture_from_json(text: str) -> Architecture:
+    settings, known = json.loads(text), [field.name for field in dataclasses.fields(Architecture)]
     if unknown := sorted(set(settings) - set(known)):
         raise ValueError(
             f"an architecture has the settings {', '.join(known)}, and not {', '.join(unknown)}. If a later version of "
             f"optax_unf wrote the file, install that."
         )
-    return OptimizerConfig(**settings)
+    return Architecture(**settings)
 
 
 def _check_arrays(
-    path: Path, config: OptimizerConfig, spec: PermutationSpec | None, arrays: Mapping[str, np.ndarray]
+    path: Path, architecture: Architecture, spec: PermutationSpec | None, arrays: Mapping[str, np.ndarray]
 ) -> None:
-    if spec is None and config.fits_one_space:
+    if spec is None and architecture.fits_one_space:
         raise ValueError(
-            f"{path} must hold a weight space, since weights with head={config.head!r} and coefficients="
-            f"{config.coefficients!r} fit only one, but holds none."
+            f"{path} must hold a weight space, since weights with head={architecture.head!r} and coefficients="
+            f"{architecture.coefficients!r} fit only one, but holds none."
         )
     # Weights for any space have arrays that do not depend on it, except for matrices of tied coefficients.
     space = make_spec((), jnp.zeros(())) if spec is None else spec
-    init = jax.eval_shape(lambda key: init_weights(config, space, key), jax.random.key(0))
+    init = jax.eval_shape(lambda key: init_weights(architecture, space, key), jax.random.key(0))
     wanted = {name: x.shape for name, x in to_arrays(init.theta).items()}
-    if spec is None and config.head == "unf":
+    if spec is None and architecture.head == "unf":
         wanted = {name: shape for name, shape in wanted.items() if not name.startswith(_BY_ROLE)}
-        wanted |= {name: (config.hidden_channels, 1) for name in arrays if name.startswith(_BY_ROLE)}
+        wanted |= {name: (architecture.hidden_channels, 1) for name in arrays if name.startswith(_BY_ROLE)}
 
     found = {name: x.shape for name, x in arrays.items()}
     for name in dict.fromkeys([*wanted, *found]):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from places import ROOT
 
-from optax_unf import OptimizerConfig, __version__, load_card, load_weights, tasks
+from optax_unf import Architecture, __version__, load_card, load_weights, tasks
 from optax_unf.cli.options import RunOptions, StageOptions, run_config
 from optax_unf.cli.program import main
 from optax_unf.meta import PES, MetaTrainConfig, Stage, meta_train
@@ -61,7 +61,7 @@ def test_meta_train_then_resume_and_repeat(tmp_path, capsys):
     config = MetaTrainConfig(
         (Stage(PES(pairs=1, truncation=2), steps=3, learning_rate=0.1),), horizon=4, evaluate_every=1, evaluate_runs=2
     )
-    truth = meta_train(OptimizerConfig(head="none"), tasks.get("mlp-digits"), config, jax.random.key(5), progress=False)
+    truth = meta_train(Architecture(head="none"), tasks.get("mlp-digits"), config, jax.random.key(5), progress=False)
     assert MetaTrainConfig.from_dict(json.loads((out / "config.json").read_text())) == config
     for file in (out / "weights.safetensors", copy):
         assert load_weights(file).theta == truth.weights.theta
@@ -102,7 +102,7 @@ def test_meta_training_begins_with_other_weights(tmp_path, alpha, normalization,
     main(["meta-train", *TINY, *rate, *RUN, "--out", str(tmp_path / "run"), *options])
     trained = load_weights(tmp_path / "run" / "weights.safetensors")
     np.testing.assert_allclose(trained.alpha, alpha or load_weights(start).alpha, rtol=1e-6)
-    assert trained.config.normalization == normalization
+    assert trained.architecture.normalization == normalization
     np.testing.assert_allclose(trained.theta.scalars.warmup(0), 1 - np.exp(-1 / warmup) if warmup else 1.0, rtol=1e-5)
     assert load_card(tmp_path / "run" / "weights.safetensors")["start"] == start
 

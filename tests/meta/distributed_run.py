@@ -18,7 +18,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from resumable_run import Quadratic
 
-from optax_unf import OptimizerConfig
+from optax_unf import Architecture
 from optax_unf.meta import NRES, PES, Backprop, MetaTrainConfig, Stage, distributed, meta_train
 from optax_unf.meta.metrics import Reporter
 from optax_unf.meta.particles import particle_shardings, placed, replicated_shardings
@@ -88,7 +88,7 @@ def _gathers(problem: Descent, theta, state, shardings) -> int:
 
 def run(out: Path) -> dict[str, np.ndarray]:
     """The weights and evaluations of a run."""
-    result = meta_train(OptimizerConfig(head="none"), Quadratic(), CONFIG, jax.random.key(0), out=out, progress=False)
+    result = meta_train(Architecture(head="none"), Quadratic(), CONFIG, jax.random.key(0), out=out, progress=False)
     return {
         "best": ravel_pytree(result.weights.theta)[0],
         "last": ravel_pytree(result.last.theta)[0],

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_unf import OptimizerConfig
+from optax_unf import Architecture
 from optax_unf.meta import PES, Backprop, MetaTrainConfig, Stage, meta_train
 
 
@@ -41,7 +41,7 @@ CONFIG = MetaTrainConfig(
 
 
 def run(out, config=CONFIG, **kwargs):
-    optimizer = OptimizerConfig(head="deepsets", hidden_channels=4, hidden_layers=1)
+    optimizer = Architecture(head="deepsets", hidden_channels=4, hidden_layers=1)
     return meta_train(optimizer, Quadratic(), config, jax.random.key(0), out=out, progress=False, **kwargs)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from optax_unf import Inferred, OptimizerConfig, infer_spec, init_weights, make_spec, unf
+from optax_unf import Architecture, Inferred, infer_spec, init_weights, make_spec, unf
 from optax_unf.meta import (
     PES,
     Backprop,
@@ -51,7 +51,7 @@ class Regression:
         return jnp.mean((x @ params["w"].T + params["b"][None] - y) ** 2)
 
 
-SMALL = OptimizerConfig(hidden_channels=8, hidden_layers=1)
+SMALL = Architecture(hidden_channels=8, hidden_layers=1)
 TWO_STAGES = MetaTrainConfig(
     (
         Stage(Backprop(runs=4, truncation=5), steps=6, learning_rate=1e-2, schedule="cosine", warmup=2),
@@ -156,8 +156,8 @@ class Deep(Regression):
         return jnp.mean((x @ params["v"].T @ params["w"].T - y) ** 2)
 
 
-TIED = OptimizerConfig(coefficients="tied", hidden_channels=4, hidden_layers=1)
-SGDM = OptimizerConfig("none")
+TIED = Architecture(coefficients="tied", hidden_channels=4, hidden_layers=1)
+SGDM = Architecture("none")
 
 
 def test_the_gradient_of_several_tasks_is_their_mean():
@@ -245,7 +245,7 @@ def test_a_task_may_have_a_spec_and_a_parameter_of_no_entries():
     task.axes = make_spec(Regression.axes | {"nothing": ("no", "in")}, task.init(jax.random.key(0)))
     assert task_spec(task) is task.axes
     config = MetaTrainConfig((Stage(PES(pairs=2, truncation=5), steps=2, learning_rate=1e-3),), horizon=10)
-    result = meta_train(OptimizerConfig(head="none"), task, config, jax.random.key(0), progress=False)
+    result = meta_train(Architecture(head="none"), task, config, jax.random.key(0), progress=False)
     assert np.isfinite(result.curve[-1]["final_loss"])
 
 
@@ -265,8 +265,8 @@ def test_a_run_without_a_finite_evaluation_warns():
 
     config = MetaTrainConfig((Stage(PES(pairs=1, truncation=5), steps=1, learning_rate=1e-3),), horizon=10)
     with pytest.warns(RuntimeWarning, match="best weights are those it began with"):
-        result = meta_train(OptimizerConfig(head="none"), Broken(), config, jax.random.key(0), progress=False)
-    begin = init_weights(OptimizerConfig(head="none"), task_spec(Broken()), jax.random.key(0))
+        result = meta_train(Architecture(head="none"), Broken(), config, jax.random.key(0), progress=False)
+    begin = init_weights(Architecture(head="none"), task_spec(Broken()), jax.random.key(0))
     chex.assert_trees_all_equal(result.weights.theta, begin.theta)
 
 

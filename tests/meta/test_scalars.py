@@ -10,7 +10,7 @@ import optax
 import pytest
 from resumable_run import Quadratic
 
-from optax_unf import OptimizerConfig, init_weights
+from optax_unf import Architecture, init_weights
 from optax_unf.meta import (
     NRES,
     PES,
@@ -26,8 +26,8 @@ from optax_unf.meta.scalars import decode, encode, with_positive_beta
 from optax_unf.tasks import task_spec
 
 KEY = jax.random.key(0)
-SMALL = OptimizerConfig(hidden_channels=4, hidden_layers=1)
-SGDM = OptimizerConfig(head="none")
+SMALL = Architecture(hidden_channels=4, hidden_layers=1)
+SGDM = Architecture(head="none")
 
 
 def theta_with(beta):

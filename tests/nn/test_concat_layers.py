@@ -32,10 +32,10 @@ from spaces import (
 )
 
 from optax_unf import (
+    Architecture,
     Concat,
     Fixed,
     MetaWeights,
-    OptimizerConfig,
     init_weights,
     load_weights,
     make_spec,
@@ -179,7 +179,7 @@ def test_nfn_and_algorithm_1_refuse_concatenated_axes():
 @given(st.lists(concat_axes(), max_size=3))
 def test_specs_come_back_from_files(tmp_path_factory, space):
     path = tmp_path_factory.mktemp("weights") / "w.safetensors"
-    config, spec = OptimizerConfig(head="none"), make_concat_space(space)
+    config, spec = Architecture(head="none"), make_concat_space(space)
     weights = dataclasses.replace(init_weights(config, spec, jax.random.key(0)), spec=spec)
     save_weights(path, weights)
     assert load_weights(path).spec == spec
@@ -188,7 +188,7 @@ def test_specs_come_back_from_files(tmp_path_factory, space):
 def weights_of(axes, shapes=((5, 6), (2, 3)), **sizes):
     tree = {"x": axes[0], "y": axes[1]}
     spec = make_spec(tree, {path: jnp.zeros(shape) for path, shape in zip("xy", shapes, strict=True)}, sizes=sizes)
-    return MetaWeights({}, OptimizerConfig(head="unf"), spec)
+    return MetaWeights({}, Architecture(head="unf"), spec)
 
 
 def test_weights_fit_what_has_the_same_blocks_up_to_names():
@@ -227,7 +227,7 @@ def test_sizes_of_parts_are_compared():
 @pytest.mark.parametrize("coefficients", ["full", "tied"])
 def test_the_optimizer_commutes_with_the_group(coefficients):
     spec = make_concat_space(SKIP)
-    config = OptimizerConfig(hidden_channels=4, hidden_layers=1, coefficients=coefficients, beta=1.0)
+    config = Architecture(hidden_channels=4, hidden_layers=1, coefficients=coefficients, beta=1.0)
     weights = jax.jit(functools.partial(init_weights, config, spec))(jax.random.key(0))
     tx = unf(weights, spec=spec)
     params, grads = (jax.tree.map(lambda x: x[..., 0], random_features(spec, jax.random.key(n), 1)) for n in range(2))

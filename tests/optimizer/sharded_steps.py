@@ -13,7 +13,7 @@ import optax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from optax_unf import Inferred, OptimizerConfig, check_spec, init_weights, make_spec, unf
+from optax_unf import Architecture, Inferred, check_spec, init_weights, make_spec, unf
 
 AXES = {
     "embed": ("vocabulary", "model"),
@@ -50,7 +50,7 @@ SPEC = make_spec(AXES, PARAMS, sizes={"heads": SIZES["heads"]})
 def make(head):
     kind, coefficients = ("unf", head) if head in ("tied", "full") else (head, "full")
     normalization = "entry" if head == "tied" else "leaf"
-    config = OptimizerConfig(kind, coefficients, 8, 1, normalization=normalization, beta=0.5)
+    config = Architecture(kind, coefficients, 8, 1, normalization=normalization, beta=0.5)
     return unf(init_weights(config, SPEC, jax.random.key(7)), spec=SPEC)
 
 
@@ -154,7 +154,7 @@ def inferred():
         params = {"up": np.ones((4, 6), np.float32), "down": np.ones((6, 2), np.float32)}
         params = jax.device_put(params, {k: NamedSharding(mesh, s) for k, s in zip(params, specs, strict=True)})
         spec = Inferred(loss, x)
-        tx = unf(init_weights(OptimizerConfig("deepsets", hidden_channels=4), SPEC, jax.random.key(7)), spec=spec)
+        tx = unf(init_weights(Architecture("deepsets", hidden_channels=4), SPEC, jax.random.key(7)), spec=spec)
         for name, update in {"jit": jax.jit(tx.update), "eager": tx.update}.items():
             updates, _ = update(jax.jit(jax.grad(loss))(params, x), tx.init(params), params)
             same = all(updates[path].sharding.is_equivalent_to(params[path].sharding, 2) for path in params)

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from optax_unf import Inferred, OptimizerConfig, check_spec, infer_spec, init_weights, make_spec, unf
+from optax_unf import Architecture, Inferred, check_spec, infer_spec, init_weights, make_spec, unf
 from optax_unf.spec.pairs import joined
 
 pytestmark = pytest.mark.promotes("complex times real")
@@ -43,7 +43,7 @@ def halved_axes():
 
 
 def make_weights(coefficients="tied"):
-    config = OptimizerConfig(coefficients=coefficients, hidden_channels=4, hidden_layers=1, beta=0.5)
+    config = Architecture(coefficients=coefficients, hidden_channels=4, hidden_layers=1, beta=0.5)
     return init_weights(config, make_spec(halved_axes(), halves(make_params())), jax.random.key(7))
 
 

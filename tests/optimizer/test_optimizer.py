@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax.core import FrozenDict
 
-from optax_unf import OptimizerConfig, init_weights, make_spec, scale_by_unf, unf
+from optax_unf import Architecture, init_weights, make_spec, scale_by_unf, unf
 from optax_unf.optimizer.features import DECAYS, SQUARE_DECAY, TIME_SCALES
 
 AXES = {"first": {"kernel": ("in", "hidden"), "bias": ("hidden",)}, "second": {"kernel": ("hidden", "out")}}
@@ -28,7 +28,7 @@ def make_params(key=0, dtype=jnp.float32):
 
 
 def make_weights(head="unf", coefficients="full", beta=0.5, **kwargs):
-    config = OptimizerConfig(head=head, coefficients=coefficients, hidden_channels=8, beta=beta, **kwargs)
+    config = Architecture(head=head, coefficients=coefficients, hidden_channels=8, beta=beta, **kwargs)
     return init_weights(config, make_spec(AXES, make_params()), jax.random.key(7))
 
 
@@ -41,7 +41,7 @@ def by_hand(weights, grads_of_steps, params):
     momenta = [jax.tree.map(np.zeros_like, params) for _ in decays]
     directions = []
     for t, grads in enumerate(grads_of_steps):
-        if weights.config.normalization == "entry":
+        if weights.architecture.normalization == "entry":
             # The mean square over time as a weighted sum, whose weights are divided by their own sum.
             ages = SQUARE_DECAY ** np.arange(t, -1, -1.0)
             history = grads_of_steps[: t + 1]
@@ -56,7 +56,7 @@ def by_hand(weights, grads_of_steps, params):
             channels = []
             for n, x in enumerate((w, g, *ms)):
                 mean_square = np.mean(x**2)
-                if n and weights.config.normalization == "entry":
+                if n and weights.architecture.normalization == "entry":
                     # Of a weighted sum of unit noise: the sum of the squared weights.
                     decay = 0.0 if n == 1 else DECAYS[n - 2]
                     mean_square = sum(((1 - decay) * decay**age) ** 2 for age in range(t + 1))
@@ -66,7 +66,9 @@ def by_hand(weights, grads_of_steps, params):
             for n in range(3):
                 x = np.maximum(x @ layers[n]["kernel"] + layers[n]["bias"], 0)
             out = x @ layers[-1]["kernel"] + layers[-1]["bias"]
-            factor = 1 - np.exp(-(t + 1) / np.exp(theta.scalars.log_step_warmup)) if weights.config.step_warmup else 1
+            factor = (
+                1 - np.exp(-(t + 1) / np.exp(theta.scalars.log_step_warmup)) if weights.architecture.step_warmup else 1
+            )
             return factor * (m0 + theta.scalars.beta * out[..., 0])
 
         directions.append(jax.tree.map(leaf, params, grads, *momenta))
@@ -297,7 +299,7 @@ def test_no_retracing():
 
 @pytest.mark.parametrize("params", [{}, [], None, {"nothing": {}}])
 def test_empty_trees_are_no_ops(params):
-    weights = init_weights(OptimizerConfig(head="deepsets"), make_spec(AXES, make_params()), jax.random.key(0))
+    weights = init_weights(Architecture(head="deepsets"), make_spec(AXES, make_params()), jax.random.key(0))
     tx = unf(weights)
     state = tx.init(params)
     if params is None:
@@ -313,7 +315,7 @@ def test_empty_trees_are_no_ops(params):
 @pytest.mark.parametrize("coefficients", ["full", "tied"])
 def test_any_shape_as_a_bare_array(shape, coefficients):
     params = jnp.ones(shape)
-    config = OptimizerConfig(coefficients=coefficients, hidden_channels=4, hidden_layers=1)
+    config = Architecture(coefficients=coefficients, hidden_channels=4, hidden_layers=1)
     weights = init_weights(config, make_spec(None, params), jax.random.key(0))
     tx = unf(weights)
     updates, state = jax.jit(tx.update)(params, tx.init(params), params)
@@ -461,4 +463,4 @@ def test_bad_input_gets_a_clear_error(call, error, message):
 )
 def test_architectures_that_cannot_work_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
-        OptimizerConfig(**kwargs)
+        Architecture(**kwargs)

@@ -12,7 +12,7 @@ import optax
 import pytest
 from spaces import randomize
 
-from optax_unf import OptimizerConfig, init_weights, make_spec, unf
+from optax_unf import Architecture, init_weights, make_spec, unf
 
 AXES = {"w": ("out", "in"), "b": ("out",)}
 PARAMS = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
@@ -104,7 +104,7 @@ def test_leaves_of_every_rank_and_of_size_zero_and_one(head):
     rng = np.random.default_rng(0)
     params = {path: jnp.asarray(rng.normal(size=[sizes[a] for a in axes]), jnp.float32) for path, axes in names.items()}
     # Pretrained weights know the roles of an MLP only, and let the others contribute nothing.
-    config = OptimizerConfig("unf" if head == "tied" else head, coefficients="tied", hidden_channels=4)
+    config = Architecture("unf" if head == "tied" else head, coefficients="tied", hidden_channels=4)
     shapes = jax.eval_shape(lambda key: init_weights(config, make_spec(names, params), key), jax.random.key(0))
     tx = unf(randomize(shapes, jax.random.key(1)), spec=names)
     update = jax.jit(tx.update)
@@ -129,7 +129,7 @@ sys.addaudithook(watch)
 import jax, optax, numpy as np, optax_unf
 params = {"w": jax.random.normal(jax.random.key(0), (20, 30)), "b": jax.random.normal(jax.random.key(1), (30,))}
 axes = {"w": ("in", "out"), "b": ("out",)}
-config = optax_unf.OptimizerConfig(coefficients="tied", beta=0.5)
+config = optax_unf.Architecture(coefficients="tied", beta=0.5)
 weights = optax_unf.init_weights(config, optax_unf.make_spec(axes, params), jax.random.key(2))
 digests = []
 for tx in (optax_unf.unf(weights, spec=axes), optax_unf.unf("mlp-fashion-mnist-deepsets", spec=axes)):

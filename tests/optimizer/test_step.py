@@ -105,7 +105,7 @@ def test_programs_are_not_kept_for_ever(programs):
     state, client = tx.init(params), jax.devices()[0].client
     before = len(client.live_executables())
     tx.update(grads, state, params)
-    program = weakref.ref(programs(optimizer_for(weights.config, SPEC, None), None))
+    program = weakref.ref(programs(optimizer_for(weights.architecture, SPEC, None), None))
     assert programs.cache_info().currsize == 1
     assert len(client.live_executables()) > before
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from optax_unf import Concat, MetaWeights, OptimizerConfig, init_weights, make_spec, scale_by_unf
+from optax_unf import Architecture, Concat, MetaWeights, init_weights, make_spec, scale_by_unf
 from optax_unf.nn.contract import Tensor, contract
 from optax_unf.optimizer.features import mean_squares, scaled
 from optax_unf.optimizer.stream import stream, tiles
@@ -95,10 +95,10 @@ PARAMS = {path: np.zeros([SIZES.get(name, 38) for name in axes], np.float32) for
 @pytest.mark.parametrize(
     "config",
     [
-        OptimizerConfig(hidden_channels=8, hidden_layers=2, beta=1.0),
-        OptimizerConfig(coefficients="tied", hidden_channels=8, hidden_layers=2, beta=1.0),
-        OptimizerConfig(head="deepsets", hidden_channels=8, hidden_layers=2, beta=1.0),
-        OptimizerConfig(normalization="entry", hidden_channels=8, hidden_layers=2, beta=1.0),
+        Architecture(hidden_channels=8, hidden_layers=2, beta=1.0),
+        Architecture(coefficients="tied", hidden_channels=8, hidden_layers=2, beta=1.0),
+        Architecture(head="deepsets", hidden_channels=8, hidden_layers=2, beta=1.0),
+        Architecture(normalization="entry", hidden_channels=8, hidden_layers=2, beta=1.0),
     ],
     ids=["full", "tied", "deepsets", "entry"],
 )
@@ -108,7 +108,7 @@ def test_an_update_in_tiles_is_the_update_whole(config, entries):
     spec = make_spec(AXES, PARAMS)
     weights = init_weights(config, spec, jax.random.key(0))
     theta = jax.tree.map(lambda x: x + jnp.asarray(0.3 * rng.normal(size=x.shape), x.dtype), weights.theta)
-    weights = MetaWeights(theta, weights.config, weights.spec)
+    weights = MetaWeights(theta, weights.architecture, weights.spec)
     params, grads = (jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), PARAMS) for _ in range(2))
 
     @jax.jit
@@ -127,8 +127,8 @@ def test_an_update_in_tiles_is_the_update_whole(config, entries):
 @pytest.mark.parametrize(
     "config",
     [
-        OptimizerConfig(coefficients="tied", hidden_channels=4, hidden_layers=1, beta=1.0),
-        OptimizerConfig(head="deepsets", hidden_channels=4, hidden_layers=1, beta=1.0),
+        Architecture(coefficients="tied", hidden_channels=4, hidden_layers=1, beta=1.0),
+        Architecture(head="deepsets", hidden_channels=4, hidden_layers=1, beta=1.0),
     ],
     ids=["tied", "deepsets"],
 )
@@ -141,7 +141,7 @@ def test_tiles_under_shard_map(config, local):
     weights = init_weights(config, make_spec(names, params), jax.random.key(0))
 
     def update(params, grads, theta):
-        tx = scale_by_unf(MetaWeights(theta, weights.config, weights.spec), spec=names, tile_entries=20)
+        tx = scale_by_unf(MetaWeights(theta, weights.architecture, weights.spec), spec=names, tile_entries=20)
         return tx.update(grads, tx.init(params), params)[0]
 
     args = params, grads, weights.theta
@@ -187,7 +187,7 @@ def test_tiles_never_hold_the_features_of_a_leaf(axes, sizes):
     sizes = {path: tuple(map(sizes.__getitem__, names)) for path, names in axes.items()}
     shape = {path: jax.ShapeDtypeStruct(size, jnp.float32) for path, size in sizes.items()}
     spec = make_spec(axes, shape)
-    weights = init_weights(OptimizerConfig(), spec, jax.random.key(0))
+    weights = init_weights(Architecture(), spec, jax.random.key(0))
 
     def temporary_bytes(tile_entries):
         tx = scale_by_unf(weights, spec=spec, tile_entries=tile_entries)
@@ -213,7 +213,7 @@ def test_tiles_never_hold_the_features_of_a_leaf(axes, sizes):
 def test_leaves_that_differ_in_names_alone_are_traced_once():
     params = {name: jnp.ones((40, 30)) for name in ("v", "w")}
     spec = make_spec({"v": ("a", "b"), "w": ("d", "c")}, params)
-    tx = scale_by_unf(init_weights(OptimizerConfig(), spec, jax.random.key(0)), spec=spec, tile_entries=100)
+    tx = scale_by_unf(init_weights(Architecture(), spec, jax.random.key(0)), spec=spec, tile_entries=100)
     jaxpr = jax.make_jaxpr(tx.update)(params, tx.init(params), params).jaxpr
     v, w = (eqn.params["jaxpr"] for eqn in _equations(jaxpr) if eqn.params.get("name") == "stream")
     assert v is w
@@ -228,7 +228,7 @@ def _equations(jaxpr):
 
 
 def test_the_size_of_blocks_is_static():
-    weights = init_weights(OptimizerConfig(head="deepsets"), make_spec(None, {"w": np.zeros(3)}), jax.random.key(0))
+    weights = init_weights(Architecture(head="deepsets"), make_spec(None, {"w": np.zeros(3)}), jax.random.key(0))
     injected = optax.inject_hyperparams(scale_by_unf)
     params = {"w": jnp.ones(3)}
     with pytest.raises(TypeError, match="static_args"):

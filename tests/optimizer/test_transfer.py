@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from spaces import make_space, random_features, random_spaces, randomize
 
-from optax_unf import OptimizerConfig, init_weights, load_weights, make_spec, transfer_weights
+from optax_unf import Architecture, init_weights, load_weights, make_spec, transfer_weights
 from optax_unf.nn import UNF
 from optax_unf.nn.untie import untie
 
@@ -45,8 +45,8 @@ SPEC = make_spec({"w": ("out", "in"), "b": ("out",)}, {"w": np.ones((3, 2)), "b"
 
 def test_a_new_head_on_an_old_trunk():
     old = load_weights("mlp-fashion-mnist-deepsets")
-    new = transfer_weights(old, OptimizerConfig(head="nfn"), SPEC, KEY)
-    fresh = init_weights(OptimizerConfig(head="nfn"), SPEC, KEY)
+    new = transfer_weights(old, Architecture(head="nfn"), SPEC, KEY)
+    fresh = init_weights(Architecture(head="nfn"), SPEC, KEY)
     chex.assert_trees_all_equal(new.theta.network[1], old.theta.network[1])
     chex.assert_trees_all_equal(new.theta.network[-1], fresh.theta.network[-1])
     assert new.theta.scalars.log_alpha == old.theta.scalars.log_alpha
@@ -55,55 +55,55 @@ def test_a_new_head_on_an_old_trunk():
 
 def test_the_same_architecture_is_carried_over_whole():
     old = load_weights("mlp-fashion-mnist-deepsets")
-    chex.assert_trees_all_equal(transfer_weights(old, old.config, SPEC, KEY), old)
+    chex.assert_trees_all_equal(transfer_weights(old, old.architecture, SPEC, KEY), old)
 
 
 def test_another_trunk():
     with pytest.raises(ValueError, match=r"weights have \(32, 3, False\).*wanted has \(16, 3, False\)"):
-        transfer_weights(load_weights("mlp-fashion-mnist-tied"), OptimizerConfig(hidden_channels=16), SPEC, KEY)
+        transfer_weights(load_weights("mlp-fashion-mnist-tied"), Architecture(hidden_channels=16), SPEC, KEY)
 
 
 def test_another_step_size_leaves_the_learned_part_of_the_step():
     old = load_weights("mlp-fashion-mnist-deepsets")
-    new = transfer_weights(old, old.config, SPEC, KEY, alpha=0.01)
+    new = transfer_weights(old, old.architecture, SPEC, KEY, alpha=0.01)
     np.testing.assert_allclose(new.alpha, 0.01, rtol=1e-6)
     np.testing.assert_allclose(new.alpha * new.theta.scalars.beta, old.alpha * old.theta.scalars.beta, rtol=1e-5)
 
 
 def test_less_of_the_learned_part_of_the_step():
     old = load_weights("mlp-fashion-mnist-deepsets")
-    new = transfer_weights(old, old.config, SPEC, KEY, alpha=0.5, learned=0.2)
+    new = transfer_weights(old, old.architecture, SPEC, KEY, alpha=0.5, learned=0.2)
     np.testing.assert_allclose(new.alpha * new.theta.scalars.beta, 0.2 * old.alpha * old.theta.scalars.beta, rtol=1e-5)
 
 
 def test_another_normalization_needs_a_step_size():
     old = load_weights("mlp-fashion-mnist-deepsets")
-    config = OptimizerConfig(head="deepsets", normalization="entry")
+    config = Architecture(head="deepsets", normalization="entry")
     with pytest.raises(ValueError, match=r"normalization='leaf'.*alpha must be given"):
         transfer_weights(old, config, SPEC, KEY)
     new = transfer_weights(old, config, SPEC, KEY, alpha=1e-3)
-    assert new.config.scales_entries
+    assert new.architecture.scales_entries
     chex.assert_trees_all_equal(new.theta.network, old.theta.network)
 
 
 def test_a_step_size_below_zero():
     old = load_weights("mlp-fashion-mnist-deepsets")
     with pytest.raises(ValueError, match=r"alpha must be positive, but is -0\.1"):
-        transfer_weights(old, old.config, SPEC, KEY, alpha=-0.1)
+        transfer_weights(old, old.architecture, SPEC, KEY, alpha=-0.1)
 
 
 def test_a_warm_up_is_begun_and_carried_over():
     old = load_weights("mlp-fashion-mnist-deepsets")
-    config = OptimizerConfig(head="deepsets", step_warmup=50.0)
+    config = Architecture(head="deepsets", step_warmup=50.0)
     warm = transfer_weights(old, config, SPEC, KEY)
     chex.assert_trees_all_equal(warm.theta.with_scalars(log_step_warmup=None), old.theta)
     np.testing.assert_allclose(warm.theta.scalars.log_step_warmup, np.log(50), rtol=1e-6)
-    again = transfer_weights(warm, OptimizerConfig(head="deepsets", step_warmup=7.0), SPEC, KEY)
+    again = transfer_weights(warm, Architecture(head="deepsets", step_warmup=7.0), SPEC, KEY)
     chex.assert_trees_all_equal(again.theta, warm.theta)
     with pytest.raises(ValueError, match=r"have a warm-up.*step_warmup=50\.0"):
-        transfer_weights(warm, old.config, SPEC, KEY)
+        transfer_weights(warm, old.architecture, SPEC, KEY)
 
 
 def test_a_tree_of_names_is_no_spec():
     with pytest.raises(TypeError, match="must be a PermutationSpec, but is of type dict"):
-        transfer_weights(load_weights("mlp-fashion-mnist-tied"), OptimizerConfig(), {"w": ("out", "in")}, KEY)
+        transfer_weights(load_weights("mlp-fashion-mnist-tied"), Architecture(), {"w": ("out", "in")}, KEY)

@@ -51,7 +51,7 @@ def test_f_is_added_to_the_nominal_term_and_does_not_depend_on_it(head):
     def direction(beta, **config):
         weights = make_weights(head, **config)
         theta = weights.theta.with_scalars(**({"beta": jnp.float32(beta)} if head != "none" else {}))
-        tx = scale_by_unf(MetaWeights(theta, weights.config, weights.spec), spec=SPEC)
+        tx = scale_by_unf(MetaWeights(theta, weights.architecture, weights.spec), spec=SPEC)
         return tx.update(grads, tx.init(params), params)[0]
 
     orthogonal = scale_by_orthogonal(SPEC, momentum=0.9)

@@ -15,7 +15,7 @@ import pytest
 import safetensors.numpy
 from places import ROOT
 
-from optax_unf import OptimizerConfig, init_weights, load_card, load_weights, make_spec, save_weights
+from optax_unf import Architecture, init_weights, load_card, load_weights, make_spec, save_weights
 from optax_unf._safetensors import read_arrays, write_arrays
 from optax_unf.optimizer.theta import to_arrays
 from optax_unf.optimizer.weight_files import pretrained_names
@@ -25,12 +25,12 @@ SHARED = ROOT.parent / "shared" / "data"
 AXES = {"conv": (None, "in", "out"), "fused": (("heads", "size"), "out"), "scale": ("out",)}
 PARAMS = {"conv": jnp.zeros((3, 2, 4)), "fused": jnp.zeros((6, 4)), "scale": jnp.zeros(4)}
 ARCHITECTURES = [
-    OptimizerConfig(hidden_channels=4),
-    OptimizerConfig(hidden_channels=4, coefficients="tied"),
-    OptimizerConfig(hidden_channels=4, head="deepsets", pool=True),
-    OptimizerConfig(head="none"),
-    OptimizerConfig(head="none", step_warmup=50.0),
-    OptimizerConfig(hidden_channels=4, head="deepsets", nominal="orthogonalized", step="distance", alpha=1.0),
+    Architecture(hidden_channels=4),
+    Architecture(hidden_channels=4, coefficients="tied"),
+    Architecture(hidden_channels=4, head="deepsets", pool=True),
+    Architecture(head="none"),
+    Architecture(head="none", step_warmup=50.0),
+    Architecture(hidden_channels=4, head="deepsets", nominal="orthogonalized", step="distance", alpha=1.0),
 ]
 
 
@@ -43,7 +43,7 @@ def make_weights(config=ARCHITECTURES[0]):
 def test_weights_are_drawn_without_an_evaluation(head):
     def theta(*shape):
         spec = make_spec({"kernel": ("in", "out")}, {"kernel": jax.ShapeDtypeStruct(shape, jnp.float32)})
-        return init_weights(OptimizerConfig(head=head, hidden_channels=4), spec, jax.random.key(0)).theta
+        return init_weights(Architecture(head=head, hidden_channels=4), spec, jax.random.key(0)).theta
 
     # One channel of this leaf is 40 GB.
     chex.assert_trees_all_equal(theta(100_000, 100_000), theta(3, 2))
@@ -55,7 +55,7 @@ def test_what_is_saved_comes_back(tmp_path, config):
     save_weights(tmp_path / "w.safetensors", weights, card={"task": "none"})
     loaded = load_weights(tmp_path / "w.safetensors")
     chex.assert_trees_all_equal(loaded, weights)
-    assert (loaded.config, loaded.spec) == (weights.config, weights.spec)
+    assert (loaded.architecture, loaded.spec) == (weights.architecture, weights.spec)
     assert jax.tree.structure(loaded) == jax.tree.structure(weights)
     assert load_card(tmp_path / "w.safetensors") == {"task": "none"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["w.json", "w.safetensors"]
@@ -168,9 +168,9 @@ def test_a_foreign_file_is_refused_and_never_executed(tmp_path):
 
 def test_arrays_of_another_shape_are_refused(tmp_path):
     weights = make_weights()
-    wider = init_weights(OptimizerConfig(hidden_channels=5), weights.spec, jax.random.key(0))
+    wider = init_weights(Architecture(hidden_channels=5), weights.spec, jax.random.key(0))
     path = tmp_path / "w.safetensors"
-    save_weights(path, type(weights)(wider.theta, weights.config, weights.spec))
+    save_weights(path, type(weights)(wider.theta, weights.architecture, weights.spec))
     with pytest.raises(ValueError, match=r"must hold theta.*as its architecture says"):
         load_weights(path)
 
@@ -264,7 +264,7 @@ def test_pretrained_weights_train(name, monkeypatch):
     if not of_mlp:
         monkeypatch.setenv("OPTAX_UNF_DATA", os.environ.get("OPTAX_UNF_DATA") or str(SHARED))
     task = get("mlp-digits" if of_mlp else load_card(name)["task"])
-    problem = learned_training(weights.config, task)
+    problem = learned_training(weights.architecture, task)
     keys = jax.random.split(jax.random.key(0), 1)
     losses = jax.jit(lambda theta: training_losses(problem, theta, keys, 150 if of_mlp else 100))(weights.theta)
     assert final_loss(losses)[0] < (0.5 if of_mlp else 0.85 * losses[0, 0])
@@ -275,7 +275,7 @@ def test_pretrained_weights_train(name, monkeypatch):
 def test_pretrained_weights_of_one_space_fit_their_task(name, monkeypatch):
     monkeypatch.setenv("OPTAX_UNF_DATA", os.environ.get("OPTAX_UNF_DATA") or str(SHARED))
     weights = load_weights(name)
-    assert weights.spec == task_spec(get(load_card(name)["task"]), weights.config.head)
+    assert weights.spec == task_spec(get(load_card(name)["task"]), weights.architecture.head)
 
 
 @pytest.mark.parametrize("name", pretrained_names())

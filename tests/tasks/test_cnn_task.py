@@ -6,7 +6,7 @@ import jax.test_util
 import numpy as np
 import pytest
 
-from optax_unf import OptimizerConfig, infer_spec, init_weights
+from optax_unf import Architecture, infer_spec, init_weights
 from optax_unf.meta import learned_training, training_losses
 from optax_unf.optimizer.meta_weights import check_fits
 from optax_unf.tasks import CNNTask, Rescaled, task_spec
@@ -127,11 +127,11 @@ def test_nfn_takes_places_as_channels():
     # What the function's own symmetries are: the places in kernels are fixed.
     assert task_spec(task, "nfn") == task_spec(Rescaled(task), "nfn")
     inferred = infer_spec(task.loss, abstract, task.sample(jax.random.key(1)), io="permute")
-    weights = init_weights(OptimizerConfig(head="nfn"), inferred, jax.random.key(0))
+    weights = init_weights(Architecture(head="nfn"), inferred, jax.random.key(0))
     check_fits(weights.spec, task_spec(task, "nfn"))
     with pytest.raises(ValueError, match="differs at leaf 'conv_0/kernel'"):
         check_fits(weights.spec, task_spec(task))
     loss = training_losses(
-        learned_training(weights.config, task), weights.theta, jax.random.split(jax.random.key(1), 1), 3
+        learned_training(weights.architecture, task), weights.theta, jax.random.split(jax.random.key(1), 1), 3
     )
     assert np.isfinite(loss).all()

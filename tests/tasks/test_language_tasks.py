@@ -265,7 +265,7 @@ def test_meta_training_at_full_size(name, guess):
     # These losses begin above the 10 nats that PES would clip at.
     stage = Stage(PES(pairs=1, truncation=1, max_loss=100.0), steps=2, learning_rate=1e-3)
     settings = MetaTrainConfig((stage,), horizon=2, evaluate_every=2, evaluate_runs=1)
-    result = meta_train(start.config, task, settings, jax.random.key(1), weights=start, progress=False)
+    result = meta_train(start.architecture, task, settings, jax.random.key(1), weights=start, progress=False)
     assert np.log(guess) < result.curve[-1]["final_loss"] < 3 * np.log(guess)
     for moved in jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), result.last.theta, start.theta)):
         assert 1e-5 < moved < 1e-2
