@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
-Inputs = PyTree[Float[Array, "models ..."]]
+Inputs = PyTree[Float[ArrayLike, "models ..."]]
 # Models that a predictor looks at together where it is not trained.
 _CHUNK = 100
 

@@ -246,6 +246,7 @@ def at(index, value):
     return change
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
