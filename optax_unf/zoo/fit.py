@@ -57,7 +57,7 @@ class Fitted:
 def fit(
     module: nn.Module,
     train: tuple[Inputs, Float[np.ndarray, " models"]],
-    validation: tuple[Inputs, Float[np.ndarray, " models"]],
+    validation: tuple[PyTree[Float[ArrayLike, "others ..."]], Float[np.ndarray, " others"]],
     key: Array,
     config: FitConfig = FitConfig(),
 ) -> Fitted:
@@ -132,5 +132,5 @@ def _apply(module: nn.Module, variables: PyTree, inputs: Inputs) -> Float[Array,
     return module.apply(variables, inputs)[:, 0]  # type: ignore[index]
 
 
-def _some(inputs: Inputs, rows: Any) -> Inputs:
+def _some(inputs: Inputs, rows: Any) -> PyTree:
     return jax.tree.map(lambda x: x[rows], inputs)

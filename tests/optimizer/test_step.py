@@ -55,6 +55,7 @@ def test_a_step_is_the_same_in_and_out_of_jit(head):
     chex.assert_trees_all_equal_shapes_and_dtypes(types, outside)
 
 
+@pytest.mark.usefixtures("unchecked")
 @two_heads
 def test_numpy_arrays_and_numbers_are_leaves_too(head):
     tx, params, grads = make(head), make_params(), make_params(1)
