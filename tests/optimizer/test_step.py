@@ -23,6 +23,7 @@ def programs():
     _program.cache_clear()
 
 
+@pytest.mark.slow
 @each_head
 def test_nothing_is_compiled_at_later_steps(head, programs):
     params, state, events = make_params(), make(head).init(make_params()), []
@@ -43,6 +44,7 @@ def test_nothing_is_compiled_at_later_steps(head, programs):
     assert programs.cache_info().currsize == 1
 
 
+@pytest.mark.slow
 @two_heads
 def test_a_step_is_the_same_in_and_out_of_jit(head):
     tx, params = make(head), make_params()
@@ -65,6 +67,7 @@ def test_numpy_arrays_and_numbers_are_leaves_too(head):
         close(update(grads, tx.init(params), params)[0], expected)
 
 
+@pytest.mark.slow
 def test_transformations_outside_of_jit():
     tx, params = make("deepsets"), make_params()
     grads = jax.tree.map(lambda *x: jnp.stack(x), *map(make_params, (1, 2)))
