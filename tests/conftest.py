@@ -4,6 +4,7 @@ import gc
 import os
 from pathlib import Path
 
+import hypothesis
 import jax
 import jaxtyping
 import pytest
@@ -12,6 +13,10 @@ import pytest
 # arrays go, in `infer` and `cli`, the checks would only take time.
 _OF_ARRAYS = ("_sharding", "_xla", "compare", "meta", "nn", "nominal", "optimizer", "spec", "tasks", "zoo")
 jaxtyping.install_import_hook([f"optax_unf.{name}" for name in _OF_ARRAYS], "shapes.checked")
+
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 _TESTS = Path(__file__).parent
 _STRICT = ("meta/test_estimators", "nn/", "nominal/", "optimizer/")

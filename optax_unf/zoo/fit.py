@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
-Inputs = PyTree[Float[Array, "models ..."]]
+Inputs = PyTree[Float[ArrayLike, "models ..."]]
 # Models that a predictor looks at together where it is not trained.
 _CHUNK = 100
 
@@ -57,7 +57,7 @@ class Fitted:
 def fit(
     module: nn.Module,
     train: tuple[Inputs, Float[np.ndarray, " models"]],
-    validation: tuple[Inputs, Float[np.ndarray, " models"]],
+    validation: tuple[PyTree[Float[ArrayLike, "others ..."]], Float[np.ndarray, " others"]],
     key: Array,
     config: FitConfig = FitConfig(),
 ) -> Fitted:
@@ -132,5 +132,5 @@ def _apply(module: nn.Module, variables: PyTree, inputs: Inputs) -> Float[Array,
     return module.apply(variables, inputs)[:, 0]  # type: ignore[index]
 
 
-def _some(inputs: Inputs, rows: Any) -> Inputs:
+def _some(inputs: Inputs, rows: Any) -> PyTree:
     return jax.tree.map(lambda x: x[rows], inputs)

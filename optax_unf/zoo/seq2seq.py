@@ -4,12 +4,14 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from optax_unf.zoo.arithmetic import CHARACTERS, END, EQUALS
 from optax_unf.zoo.cells import CELLS, CellName, State
 
-Params = PyTree[Float[Array, "..."]]
+Params = PyTree[Float[ArrayLike, "..."]]
+Codes = Array | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Seq2Seq:
         }
 
     def loss(
-        self, params: Params, asked: Int[Array, "batch length"], answers: Int[Array, "batch places"]
+        self, params: Params, asked: Int[Codes, "batch length"], answers: Int[Codes, "batch places"]
     ) -> Float[Array, ""]:
         """Mean cross-entropy in nats of the characters of the answers, their first end character included."""
         last = jnp.full_like(answers[:, 0], EQUALS)
@@ -69,7 +71,7 @@ class Seq2Seq:
             last = truth
         return total / count
 
-    def answer(self, params: Params, asked: Int[Array, "batch length"], places: int) -> Int[Array, "batch places"]:
+    def answer(self, params: Params, asked: Int[Codes, "batch length"], places: int) -> Int[Array, "batch places"]:
         """The answers by greedy decoding; what stands after an end character has no meaning."""
         state, last = self._encoded(params, asked), jnp.full_like(asked[:, 0], EQUALS)
         written = []
@@ -80,13 +82,13 @@ class Seq2Seq:
         return jnp.stack(written, axis=1)
 
     def is_right(
-        self, params: Params, asked: Int[Array, "batch length"], answers: Int[Array, "batch places"]
+        self, params: Params, asked: Int[Codes, "batch length"], answers: Int[Codes, "batch places"]
     ) -> Bool[Array, " batch"]:
         """Whether the whole answer, to its end character, is what greedy decoding gives."""
         is_after_end = jnp.cumsum(answers == END, axis=1) > 1
         return jnp.all((self.answer(params, asked, answers.shape[1]) == answers) | is_after_end, axis=1)
 
-    def _encoded(self, params: Params, asked: Int[Array, "batch length"]) -> State:
+    def _encoded(self, params: Params, asked: Int[Codes, "batch length"]) -> State:
         state = (jnp.zeros((self.hidden, len(asked))),) * CELLS[self.cell].states
         for read in asked.T:
             state = self._next(params["encoder"], state, read)
@@ -94,7 +96,7 @@ class Seq2Seq:
 
     # The batch is the last axis, each gate has its products, and loops are unrolled: so one core trains three times as
     # fast as with rows of hidden units, joined gates and a scan.
-    def _next(self, params: Params, state: State, read: Int[Array, " batch"]) -> State:
+    def _next(self, params: Params, state: State, read: Int[Codes, " batch"]) -> State:
         x = _one_hot(read)
         cell = CELLS[self.cell]
         inputs = [params["input"][gate].T @ x + params["bias"][gate][:, None] for gate in cell.gates]
@@ -102,7 +104,7 @@ class Seq2Seq:
         return cell.step(inputs, recurrent, state)
 
 
-def _one_hot(read: Int[Array, " batch"]) -> Float[Array, "characters batch"]:
+def _one_hot(read: Int[Codes, " batch"]) -> Float[Array, "characters batch"]:
     return jax.nn.one_hot(read, len(CHARACTERS), axis=0)
 
 

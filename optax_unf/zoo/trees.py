@@ -14,7 +14,7 @@ _MOST_TREES = 1000
 
 def fit_trees(
     train: tuple[Float[np.ndarray, "models statistics"], Float[np.ndarray, " models"]],
-    validation: tuple[Float[np.ndarray, "models statistics"], Float[np.ndarray, " models"]],
+    validation: tuple[Float[np.ndarray, "others statistics"], Float[np.ndarray, " others"]],
     seed: int,
 ) -> Fitted:
     """Boosted trees, their learning rate, size and number chosen on validation data.

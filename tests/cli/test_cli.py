@@ -43,6 +43,7 @@ def failure(capsys, *arguments):
     return f"{exit_info.value.code} {capsys.readouterr()}"
 
 
+@pytest.mark.slow
 def test_list(capsys):
     main(["list"])
     printed = capsys.readouterr().out
@@ -289,6 +290,7 @@ class Line:
 """
 
 
+@pytest.mark.slow
 def test_a_task_of_ones_own_serves_every_command(tmp_path, capsys):
     (tmp_path / "mine.py").write_text(OWN_TASK)
     task = f"{tmp_path}/mine.py:Line"

@@ -69,6 +69,7 @@ def test_an_optimizer_that_diverges_at_every_rate_is_an_error():
         tune(sgd(1.0), Broken(), steps=2)
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_a_plain_optax_loop():
     task, steps, seeds = tasks.get("mlp-digits"), 60, 2
     adam, learned = compare_optimizers(

@@ -31,6 +31,7 @@ def _sgd(steps, factor=1.0):
     return optax.sgd(0.1 * factor)
 
 
+@pytest.mark.slow
 def test_a_run_is_the_loop_that_anyone_would_write():
     task = _table_task()
     record = measure(Contender("sgd", lambda rate, steps, task: optax.sgd(rate), setting=0.3), task, seeds=2)
@@ -59,6 +60,7 @@ def test_tuning_takes_the_best_rate_and_widens_a_grid_whose_best_is_at_its_edge(
     assert TUNING_SEEDS == 2
 
 
+@pytest.mark.slow
 def test_runs_of_all_contenders_pair_seed_by_seed():
     task = _table_task()
     adam, muon = (measure(dataclasses.replace(c, middle=None, setting=0.01), task, seeds=3) for c in (ADAM, MUON))
@@ -69,6 +71,7 @@ def test_runs_of_all_contenders_pair_seed_by_seed():
         speed_ups(adam, other)
 
 
+@pytest.mark.slow
 def test_divergence_is_counted():
     task = _table_task()
     blow_up = Contender("worse", lambda rate, steps, task: optax.sgd(rate * jnp.inf))
@@ -82,6 +85,7 @@ def test_divergence_is_counted():
     assert task_speed_up(records, task.name, "nobody", ADAM.name) is None
 
 
+@pytest.mark.slow
 def test_what_is_known_is_not_run_again_and_what_changed_is():
     known = Records()
     fixed = [dataclasses.replace(c, middle=None, setting=0.01) for c in (UNTUNED_ADAM, ADAM)]
@@ -118,6 +122,7 @@ def test_records_come_back_from_a_file(tmp_path):
         Records.read(tmp_path / "other.npz")
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @needs_data
 @pytest.mark.parametrize("name", suite.SUITES["unseen"])
@@ -125,6 +130,7 @@ def test_tasks_of_the_unseen_suite_can_be_traced(name):
     _check_task(suite.get("unseen", name))
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @needs_data
 @pytest.mark.parametrize("name", [name for i, name in enumerate(suite.SUITES["probe"]) if i % 2])
@@ -151,6 +157,7 @@ def test_the_suites_are_as_large_as_they_should_be_and_apart():
         suite.get("unseen", "nope")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("contender", BASELINES, ids=lambda c: c.name)
 def test_baselines_learn(contender):
     task = _table_task(100)
@@ -158,6 +165,7 @@ def test_baselines_learn(contender):
     assert record.final[0] < record.start[0]
 
 
+@pytest.mark.slow
 def test_meta_weights_and_functions_are_candidates(tmp_path):
     task = _table_task()
     (tmp_path / "mine.py").write_text(
@@ -177,6 +185,7 @@ def test_meta_weights_and_functions_are_candidates(tmp_path):
             candidate(wrong)
 
 
+@pytest.mark.slow
 def test_the_bundled_baselines_are_of_the_tasks_as_they_are():
     known = bundled()
     assert set(known.contenders()) == {contender.name for contender in BASELINES}
@@ -200,6 +209,7 @@ def test_final_loss_of_seeds_is_infinite_where_not_finite():
     np.testing.assert_array_equal(final_loss(losses), [1.0, np.inf])
 
 
+@pytest.mark.slow
 def test_the_command_measures_an_own_optimizer_on_an_own_task(tmp_path, capsys):
     (tmp_path / "own_parabola.py").write_text(
         "import jax, jax.numpy as jnp, optax\n"

@@ -90,6 +90,7 @@ def nested(p, xs):
 LOOPS = [window, step_of_mamba, pipeline, stencil, convolved, regrouped, teacher_forced, nested]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", LOOPS)
 def test_loops_that_shift_an_axis_settle(loop):
     """Positions are in order; units, which the loop does not mix, permute."""
@@ -102,6 +103,7 @@ def test_loops_that_shift_an_axis_settle(loop):
     check_spec(loss, spec, PARAMS, XS, key=KEY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "body",
     [
@@ -166,6 +168,7 @@ def struct(*shape):
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
+@pytest.mark.slow
 def test_many_residual_blocks():
     def fn(p, x):
         x = jnp.tanh(x @ p["in"])
@@ -228,6 +231,7 @@ def calls(read, steps, learned):
     return counted["call"] + counted["c_call"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("read", READS)
 def test_work_is_linear_in_unrolled_steps(read):
     few, many = (calls(READS[read], steps, learned=read != "rows") for steps in (30, 120))

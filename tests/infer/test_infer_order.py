@@ -50,6 +50,7 @@ ORDERED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("array", ARRAYS)
 @pytest.mark.parametrize("operation", ORDERED)
 def test_order_of_what_is_uniform_in_parts(array, operation):

@@ -89,6 +89,7 @@ def check_mean(estimator, problem, theta, expected):
     return error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["final", "mean"])
 @pytest.mark.parametrize(
     "make",
@@ -104,6 +105,7 @@ def test_unbiased_estimators_agree_with_the_closed_form_across_restarts(make, ob
     check_mean(estimator, Drift(), THETA, closed_form(objective))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["final", "mean"])
 def test_truncated_es_has_the_bias_of_the_closed_form(objective):
     estimator = TruncatedES(pairs=32, truncation=3, sigma=0.1, objective=objective, **EXACT)
@@ -111,12 +113,14 @@ def test_truncated_es_has_the_bias_of_the_closed_form(objective):
     assert np.any(np.abs(closed_form(objective, truncation=3) - closed_form(objective)) > 10 * error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("truncation", "skip"), [(3, 0), (HORIZON, 0), (3, 6), (7, 5)])
 def test_backprop_agrees_with_the_closed_form(truncation, skip):
     estimator = Backprop(runs=32, truncation=truncation, clip_norm=1e6, skip=skip)
     check_mean(estimator, Drift(), THETA, closed_form("mean", truncation, skip))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("truncation", [3, HORIZON])
 def test_backprop_of_the_last_loss_agrees_with_the_closed_form(truncation):
     estimator = Backprop(runs=32, truncation=truncation, clip_norm=1e6, final_steps=1)
@@ -162,6 +166,7 @@ def test_estimates_average_to_the_gradient_of_the_smoothed_objective(kind):
     assert np.diff(sorted(others)).min() > 8 * error  # the test can tell one from the other
 
 
+@pytest.mark.slow
 def test_backprop_is_the_gradient_of_the_truncated_objective():
     problem, estimator = Drift(), Backprop(runs=4, truncation=3, clip_norm=1e6)
     state = estimator.init(problem, HORIZON, THETA, jax.random.key(0))
@@ -209,6 +214,7 @@ def whole_run(estimator, seed):
     return np.stack(grads), states
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["final", "mean"])
 def test_estimates_of_nres_over_a_run_average_to_that_of_the_whole_run(objective):
     estimator = NRES(pairs=2, truncation=3, sigma=0.1, objective=objective, **EXACT)
@@ -258,6 +264,7 @@ def test_particles_start_at_staggered_offsets(kind):
     assert set(np.asarray(remaining).tolist()) == {3, 6, 9, 12}
 
 
+@pytest.mark.slow
 @by_name
 def test_antithetic_particles_share_everything_but_theta(estimator):
     class Deaf(Drift):
@@ -277,6 +284,7 @@ class Exploding(Drift):
         return run, jnp.where((run.count > 4) & (run.noise[0] > 0.5), jnp.nan, loss)
 
 
+@pytest.mark.slow
 @by_name
 def test_diverged_runs_are_counted_restarted_and_do_not_poison_the_estimate(estimator):
     problem = Exploding()
@@ -328,6 +336,7 @@ def test_losses_count_as_at_most_the_largest(kind):
     assert 0 < float(grad[0]) < 10 * 0.1 * (3 - 1) / (2 * 0.1**2)
 
 
+@pytest.mark.slow
 @by_name
 def test_inner_steps_are_those_that_are_taken(estimator):
     class Counting(Drift):

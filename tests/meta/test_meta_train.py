@@ -91,6 +91,7 @@ def initial_weights():
     return init_weights(SMALL, task_spec(Regression()), jax.random.split(jax.random.key(0), 3)[0])
 
 
+@pytest.mark.slow
 def test_the_best_weights_are_kept(whole):
     result = whole
     losses = [record["final_loss"] for record in result.curve]
@@ -160,6 +161,7 @@ TIED = Architecture(coefficients="tied", hidden_channels=4, hidden_layers=1)
 SGDM = Architecture("none")
 
 
+@pytest.mark.slow
 def test_the_gradient_of_several_tasks_is_their_mean():
     tasks = {"a": Regression(), "b": Deep()}
     problems = {name: learned_training(SGDM, task) for name, task in tasks.items()}
@@ -184,6 +186,7 @@ def test_the_gradient_of_several_tasks_is_their_mean():
     np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_several_tasks_are_evaluated_each_and_together():
     config = MetaTrainConfig(
         (Stage(PES(pairs=1, truncation=5), 2, 1e-3),), horizon=10, evaluate_every=2, evaluate_runs=2
@@ -258,6 +261,7 @@ def test_the_spec_of_a_task_may_be_inferred():
     assert inferred.sizes
 
 
+@pytest.mark.slow
 def test_a_run_without_a_finite_evaluation_warns():
     class Broken(Regression):
         def loss(self, params, batch):

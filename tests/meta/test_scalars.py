@@ -52,6 +52,7 @@ def test_sgd_with_momentum_has_no_beta():
         chex.assert_trees_all_equal(same, theta)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("estimator", "beta"), [(Backprop(runs=2, truncation=5), -0.02), (PES(pairs=2, truncation=5), 0.02)]
 )
@@ -79,6 +80,7 @@ def test_sgd_with_momentum_has_the_rate_of_scalars():
     np.testing.assert_allclose(abs(jnp.log(last.alpha / start.alpha)), 0.1, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "estimator", [Backprop(runs=2, truncation=5), NRES(pairs=2, truncation=5, sigma=0.1), FullES(pairs=2, sigma=0.1)]
 )
@@ -92,6 +94,7 @@ def test_without_a_rate_for_the_network_only_scalars_move(estimator):
     np.testing.assert_allclose(np.abs([*moved, jnp.log(last.scalars.beta / 0.02)]), 0.1, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_evolution_of_the_scalars_lowers_the_final_loss():
     stage = Stage(FullES(pairs=8, sigma=0.1), steps=20, learning_rate=0.0, scalar_rate=0.1)
     config = MetaTrainConfig((stage,), horizon=20, evaluate_every=10, evaluate_runs=8)

@@ -70,6 +70,7 @@ SPACES = {"skip": SKIP, "fused": FUSED, "both axes": BOTH, "in a product": PRODU
 # UNF.
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None)
 @given(small_spaces(), st.sampled_from(["full", "tied"]), st.integers(0, 2**31))
 def test_unf_commutes_with_the_group(space, coefficients, seed):
@@ -92,6 +93,7 @@ def entries(space):
     return np.concatenate(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
 def test_unf_spans_what_it_spans_on_separate_leaves(space):
     together, separate = make_concat_space(space), make_separate_space(space)
@@ -107,6 +109,7 @@ def test_unf_spans_what_it_spans_on_separate_leaves(space):
 PLAIN = make_space([("a", "b"), ("b",), ("c", "c"), ("a", "b", "c"), ()])
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None)
 @given(small_spaces(brief_concat_axes), st.integers(0, 2**31))
 def test_tied_weights_of_a_plain_space_give_what_they_give_on_separate_leaves(space, seed):
@@ -149,6 +152,7 @@ def test_pool_of_separate_leaves(space):
     assert_close(np.sort(mine), np.sort(theirs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
 def test_encoding_of_separate_leaves(space):
     x = random_features(make_concat_space(space), jax.random.key(0), 1)
@@ -224,6 +228,7 @@ def test_sizes_of_parts_are_compared():
 # The optimizer.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coefficients", ["full", "tied"])
 def test_the_optimizer_commutes_with_the_group(coefficients):
     spec = make_concat_space(SKIP)

@@ -72,6 +72,7 @@ def random_variables(layer, x, seed):
 # NFN.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec",
     [
@@ -91,6 +92,7 @@ def test_nfn_commutes_with_the_group(spec):
     assert_close(once, twice)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [1, 4])
 def test_nfn_spans_what_algorithm_1_spans(depth):
     spec = mlp([2, 3, 2, 3, 2][: depth + 1])
@@ -100,6 +102,7 @@ def test_nfn_spans_what_algorithm_1_spans(depth):
     assert len(mine) == len(theirs) == rank(mine) == rank(np.concatenate([mine, theirs]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "biases", "transposed"),
     [
@@ -150,6 +153,7 @@ def test_nfn_uses_means():
         np.testing.assert_allclose(many[path], jnp.broadcast_to(corner, many[path].shape), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("depth", "width"), [(1, 32), (16, 4)])
 def test_nfn_outputs_have_unit_scale_at_initialization(depth, width):
     spec = mlp([width] * (depth + 1))
@@ -295,6 +299,7 @@ def test_encoding_breaks_exactly_the_named_symmetry(named):
             assert same == (name not in named or name not in {other for other, _ in leaf.factors})
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(st.integers(1, 3), st.integers(0, 9), st.integers(3, 5))
 def test_encoding_distinguishes_all_entries_along_named_axes(count, size, frequencies):

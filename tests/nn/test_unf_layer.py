@@ -30,6 +30,7 @@ from optax_unf.nn.basis import apply_term, basis
 from optax_unf.nn.contract import contractions, expansions
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(random_spaces(), st.sampled_from(["full", "tied"]), st.integers(0, 2**31))
 def test_commutes_with_the_group(axes, coefficients, seed):
@@ -74,6 +75,7 @@ def test_spans_what_algorithm_1_spans(axes):
     assert rank(mine) == rank(theirs) == rank(np.concatenate([mine, theirs]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "axes",
     [
@@ -106,6 +108,7 @@ OTHER_SPACES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coefficients", ["full", "tied"])
 @pytest.mark.parametrize(
     "spec",

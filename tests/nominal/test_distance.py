@@ -31,6 +31,7 @@ def train(optimizer, params, steps, function=loss):
     return jax.jit(lambda p: jax.lax.scan(step, (p, optimizer.init(p)), length=steps))(params)
 
 
+@pytest.mark.promotes("optax's counts of steps are whole numbers")
 @pytest.mark.parametrize("schedule", [0.5, optax.cosine_decay_schedule(1.0, 100)])
 def test_prodigy_is_the_distance_of_adams_direction(schedule):
     reference = optax.contrib.prodigy(schedule, eps=1e-30)
@@ -41,6 +42,7 @@ def test_prodigy_is_the_distance_of_adams_direction(schedule):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-2), found, expected)
 
 
+@pytest.mark.promotes("optax's counts of steps are whole numbers")
 def test_the_distance_of_a_convex_problem_is_found():
     # Of sum |x - target|, the l1 estimate never exceeds the distance in the largest entry, and comes near it.
     target = jnp.array([0.7, -0.7, 0.7])
@@ -70,6 +72,7 @@ def test_scales_of_the_loss_and_of_parameters_do_not_matter(whole, loss_scale, s
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, size * b, rtol=1e-3, atol=1e-3 * size), found, expected)
 
 
+@pytest.mark.promotes("parameters of one dtype, a loss of another")
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_it_trains_with_nothing_tuned(whole, dtype):
     (found, state), losses = whole(1.0, 1.0, 1.0, dtype)

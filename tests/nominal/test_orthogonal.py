@@ -119,6 +119,7 @@ OPTIMIZERS = {
 optimizers = pytest.mark.parametrize("optimizer", [make() for make in OPTIMIZERS.values()], ids=list(OPTIMIZERS))
 
 
+@pytest.mark.slow
 @optimizers
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_types_are_stable_and_nothing_recompiles(optimizer, dtype):
@@ -149,6 +150,7 @@ def test_masked_and_partitioned_trees(optimizer):
     assert np.any(updates["qkv"] != tree(1)["qkv"])
 
 
+@pytest.mark.slow
 @pytest.mark.promotes("optax's counts of steps are whole numbers")
 @optimizers
 def test_multi_steps(optimizer):

@@ -62,6 +62,7 @@ SPECS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SPECS)
 def test_a_spec_of_the_model_serves_for_its_halves(kind):
     weights, params = make_weights("full"), make_params()

@@ -36,6 +36,7 @@ def two_steps(tx, dtype):
     return updates, state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("head", "config"), HEADS)
 def test_narrow_types_give_the_rounded_update(head, config):
     tx = optax.chain(scale_by_unf(make_weights(head, **config), spec=SPEC), optax.scale(-1.0))
@@ -51,6 +52,7 @@ def test_narrow_types_give_the_rounded_update(head, config):
                 np.testing.assert_allclose(np.float32(x), wide[path], rtol=eps + 1e-4, atol=eps / 8 + 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("head", "config"), HEADS)
 @pytest.mark.parametrize(("accumulator_dtype", "tile_entries"), [(None, 0), ("bfloat16", 3), ("float8_e5m2", 0)])
 def test_types_are_stable_under_strict_promotion(head, config, accumulator_dtype, tile_entries):

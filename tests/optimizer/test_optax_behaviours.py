@@ -178,6 +178,7 @@ def test_schedule_free(head):
 # Trees.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["none", "deepsets", "tied"])
 @pytest.mark.parametrize(
     "params",
@@ -239,6 +240,7 @@ def test_vmap_over_meta_weights(head):
         close(jax.tree.map(lambda x, n=n: x[n], together), update(weights))
 
 
+@pytest.mark.slow
 @each_head
 def test_gradient_through_an_update(head):
     def after(weights, params, grads):
@@ -276,6 +278,7 @@ def pair(x):
     return jnp.sum((x[0] - 2.0) ** 2) + jnp.sum((x[1] + x[0][:1]) ** 2)
 
 
+@pytest.mark.slow
 @pytest.mark.promotes("biases are added to rows")
 @pytest.mark.parametrize("name", ["mlp-fashion-mnist-sgdm", "mlp-fashion-mnist-deepsets"])
 @pytest.mark.parametrize(

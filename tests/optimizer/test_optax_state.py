@@ -15,6 +15,7 @@ from optax_unf import unf
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
 
 
+@pytest.mark.slow
 @each_head
 @pytest.mark.parametrize("accumulator_dtype", [None, "bfloat16", "float32"])
 @pytest.mark.parametrize("dtype", [*DTYPES, "mixed"])

@@ -135,6 +135,7 @@ def test_the_first_steps_of_a_warm_up_are_small_and_the_last_ones_whole():
     assert warm.theta.scalars.warmup(jnp.int32(2**31 - 1)) == 1 == plain.theta.scalars.warmup(jnp.int32(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "coefficients", "normalization"),
     [("unf", "full", "leaf"), ("unf", "tied", "leaf"), ("unf", "full", "entry"), ("unf", "tied", "entry")]
@@ -191,6 +192,7 @@ def test_gradient_through_two_updates(normalization):
     assert slope.theta.scalars.beta != 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_updates_have_the_parameters_dtype(dtype):
     params = make_params(dtype=dtype)
@@ -200,6 +202,7 @@ def test_updates_have_the_parameters_dtype(dtype):
     assert all(m.dtype == jnp.float32 for m in jax.tree.leaves(state[0].mu))
 
 
+@pytest.mark.slow
 def test_float64():
     tx = unf(make_weights(), spec=AXES)
     with jax.enable_x64(True):
@@ -208,6 +211,7 @@ def test_float64():
         assert all(u.dtype == jnp.float64 for u in jax.tree.leaves(updates))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalization", ["leaf", "entry"])
 def test_finite_input_gives_finite_updates(normalization):
     tx = unf(make_weights(normalization=normalization), spec=AXES)
@@ -261,6 +265,7 @@ def test_a_state_of_another_normalization_is_refused():
         leaf.update(params, entry.init(params), params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalization", ["leaf", "entry"])
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
 def test_a_gradient_that_is_not_finite_is_seen_and_can_be_dropped(bad, normalization):
@@ -323,6 +328,7 @@ def test_any_shape_as_a_bare_array(shape, coefficients):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((updates, state)))
 
 
+@pytest.mark.slow
 def test_tied_and_deep_sets_weights_fit_any_space():
     params = {"conv": jnp.ones((3, 3, 2, 4)), "scale": jnp.ones(4), "temperature": jnp.ones(())}
     axes = {"conv": (None, None, "in", "out"), "scale": ("out",), "temperature": ()}

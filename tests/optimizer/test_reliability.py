@@ -93,6 +93,7 @@ def test_extreme_parameters(head, size):
     assert all_finite((updates, state))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
 def test_leaves_of_every_rank_and_of_size_zero_and_one(head):
     sizes = {"a": 2, "b": 3, "none": 0}
@@ -145,6 +146,7 @@ json.dump({"digests": digests, "written": written}, sys.stdout)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_agree_to_the_bit_and_write_nothing(tmp_path):
     runs = []
     for n in range(2):

@@ -22,6 +22,7 @@ def programs():
     _program.cache_clear()
 
 
+@pytest.mark.slow
 @each_head
 def test_nothing_is_compiled_at_later_steps(head, programs):
     params, state, events = make_params(), make(head).init(make_params()), []
@@ -42,6 +43,7 @@ def test_nothing_is_compiled_at_later_steps(head, programs):
     assert programs.cache_info().currsize == 1
 
 
+@pytest.mark.slow
 @two_heads
 def test_a_step_is_the_same_in_and_out_of_jit(head):
     tx, params = make(head), make_params()
@@ -54,6 +56,7 @@ def test_a_step_is_the_same_in_and_out_of_jit(head):
     chex.assert_trees_all_equal_shapes_and_dtypes(types, outside)
 
 
+@pytest.mark.usefixtures("unchecked")
 @two_heads
 def test_numpy_arrays_and_numbers_are_leaves_too(head):
     tx, params, grads = make(head), make_params(), make_params(1)
@@ -63,6 +66,7 @@ def test_numpy_arrays_and_numbers_are_leaves_too(head):
         close(update(grads, tx.init(params), params)[0], expected)
 
 
+@pytest.mark.slow
 def test_transformations_outside_of_jit():
     tx, params = make("deepsets"), make_params()
     grads = jax.tree.map(lambda *x: jnp.stack(x), *map(make_params, (1, 2)))

@@ -19,6 +19,7 @@ from optax_unf.optimizer.features import mean_squares, scaled
 from optax_unf.optimizer.stream import stream, tiles
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(
     st.lists(st.integers(1, 9), min_size=1, max_size=4),
@@ -92,6 +93,7 @@ SIZES = {"vocabulary": 31, "model": 12, "heads": 2, "size": 5, "hidden": 18}
 PARAMS = {path: np.zeros([SIZES.get(name, 38) for name in axes], np.float32) for path, axes in AXES.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [
@@ -123,6 +125,7 @@ def test_an_update_in_tiles_is_the_update_whole(config, entries):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5), tiled, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.promotes("tiles that overlap are masked entry by entry")
 @pytest.mark.parametrize(
     "config",

@@ -15,6 +15,7 @@ from optax_unf.nn.untie import untie
 KEY = jax.random.key(0)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(
     axes=random_spaces(max_leaves=3, max_rank=3, max_terms=60),

@@ -36,6 +36,7 @@ def train(tx, steps, function=loss, state=None, params=None):
     return jax.jit(lambda *carry: jax.lax.scan(step, carry, length=steps)[0])(params, state)
 
 
+@pytest.mark.slow
 def test_the_default_is_the_nominal_term_alone():
     close(train(unf(total_steps=60), 60)[0], train(orthogonal_prodigy(60), 60)[0], 1e-4)
 
@@ -44,6 +45,7 @@ def test_it_trains_with_nothing_but_the_number_of_steps():
     assert loss(train(unf(total_steps=300), 300)[0]) < 1e-3 * loss(make_params())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["none", "deepsets", "tied", "full"])
 def test_f_is_added_to_the_nominal_term_and_does_not_depend_on_it(head):
     params, grads = make_params(), make_params(1)
@@ -63,6 +65,7 @@ def test_f_is_added_to_the_nominal_term_and_does_not_depend_on_it(head):
     close(*learned)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "normalization", "scale"),
     [

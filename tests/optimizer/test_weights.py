@@ -192,6 +192,7 @@ def needed(config):
     return [name for name in names if "/head/all" not in name and "/head/own" not in name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ARCHITECTURES)
 def test_a_missing_array_is_seen_when_the_file_is_read(tmp_path, config):
     for name in needed(config):
@@ -270,6 +271,7 @@ def test_pretrained_weights_train(name, monkeypatch):
     assert final_loss(losses)[0] < (0.5 if of_mlp else 0.85 * losses[0, 0])
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.parametrize("name", [name for name in pretrained_names() if load_weights(name).spec is not None])
 def test_pretrained_weights_of_one_space_fit_their_task(name, monkeypatch):

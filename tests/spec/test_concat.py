@@ -38,6 +38,7 @@ def index_of(axis, g):
     return np.arange(axis.size) if isinstance(axis, Fixed) else np.asarray(g[axis])
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(st.lists(concat_axes(), min_size=1, max_size=3), st.integers(0, 2**31))
 def test_the_action_permutes_each_part_within_itself(space, seed):
@@ -83,6 +84,7 @@ def test_permuting_hidden_neurons_keeps_a_function_with_skip_connections():
 # Blocks.
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(brief_concat_axes(), st.integers(0, 2), st.integers(0, 2))
 def test_parts_are_the_parts_and_join_to_the_leaf(axes, leading, trailing):

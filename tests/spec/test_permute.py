@@ -123,6 +123,7 @@ def make(space: Any) -> tuple[PermutationSpec, dict[str, np.ndarray]]:
     return make_spec(tree, params, sizes={n: size for n, size in sizes.items() if n in used}), params
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(spaces(), st.integers(0, 2**31))
 def test_permute_agrees_with_numpy_and_the_inverse_undoes_it(space, seed):

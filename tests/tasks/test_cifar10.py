@@ -117,6 +117,7 @@ def test_missing_archive(tmp_path):
         tasks.get("cnn-cifar10", data_dir=tmp_path)
 
 
+@pytest.mark.slow
 def test_real_archive_is_as_described(data_dir):
     # The counts of classes are those of shared/data/README.md, and of the whole data set they would be 5,000 each.
     task = tasks.get("cnn-cifar10", data_dir=data_dir)

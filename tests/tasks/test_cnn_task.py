@@ -91,6 +91,7 @@ def test_batches_depend_on_the_key_alone():
     assert not np.array_equal(images, task.sample(jax.random.key(0))[0])
 
 
+@pytest.mark.slow
 def test_permutations_of_channels_keep_the_loss():
     task = small_task()
     spec, params, data = task_spec(task), some_params(task), task.sample(jax.random.key(1))
@@ -121,6 +122,7 @@ def test_inferred_spec():
     assert len(set(names.values())) == len(names) == 4
 
 
+@pytest.mark.slow
 def test_nfn_takes_places_as_channels():
     task = small_task()
     abstract = jax.eval_shape(task.init, jax.random.key(0))

@@ -108,6 +108,7 @@ def transformer_in_numpy(params, tokens):
 NETWORKS = [(rnn, rnn_in_numpy), (transformer, transformer_in_numpy)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "in_numpy"), NETWORKS)
 def test_network_agrees_with_numpy(make, in_numpy):
     task = make()
@@ -198,6 +199,7 @@ def test_recurrent_initialization(monkeypatch):
     assert 1.4 < losses.mean() / np.log(256) < 2.5
 
 
+@pytest.mark.slow
 def test_transformer_initialization(monkeypatch):
     monkeypatch.delenv("OPTAX_UNF_DATA", raising=False)
     task = tasks.get("transformer-lm1b-small")
@@ -238,6 +240,7 @@ def test_recurrent_sizes(name):
     assert description.flops == 3 * forward
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "vocabulary"), [("transformer-lm1b-small", 512), ("transformer-lm1b", 32_000)])
 def test_transformer_sizes(name, vocabulary):
     description = tasks.get(name).describe()
@@ -255,6 +258,7 @@ def test_transformer_sizes(name, vocabulary):
 # Meta-training at full size.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "guess"), [("rnn-lm1b", 256), ("transformer-lm1b", 32_000)])
 def test_meta_training_at_full_size(name, guess):
     task = tasks.get(name)

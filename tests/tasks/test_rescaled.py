@@ -50,6 +50,7 @@ def _losses(problem, rate, key, steps):
     return jax.lax.scan(step, problem.start(rate, key), length=steps)[1]
 
 
+@pytest.mark.slow
 def test_gradient_descent_in_other_units():
     """SGD on `inner` is SGD on the parameters with `scale**2` times the rate."""
     task = small_task()
@@ -69,6 +70,7 @@ def test_gradient_descent_in_other_units():
         np.testing.assert_allclose(x * scale, y, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_scale_one_is_the_task_itself():
     task = small_task()
     one = Rescaled(task, 1.0, 1.0)

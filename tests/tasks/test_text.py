@@ -133,6 +133,7 @@ def test_the_first_token_is_the_most_frequent_pair(vocabularies):
     assert vocabularies(0)[256] == "".join(most).encode() == b"ab"
 
 
+@pytest.mark.slow
 def test_tokens_are_the_same_in_every_process():
     code = (
         "import hashlib, sys\n"

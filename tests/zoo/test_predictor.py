@@ -55,6 +55,7 @@ def permuted(spec, population, key):
     return jax.vmap(lambda params: spec.permute(permutation, params))(population)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_inferred_spec_is_that_written_by_hand(cell):
     model = Seq2Seq(hidden=5, cell=cell)
@@ -68,6 +69,7 @@ def test_the_inferred_spec_is_that_written_by_hand(cell):
     check_spec(model.loss, inferred, params, asked, answers, key=jax.random.key(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", LAYERS)
 def test_predictions_do_not_change_with_the_order_of_hidden_units(layer):
     _, population, predictor = small(layer)
@@ -79,6 +81,7 @@ def test_predictions_do_not_change_with_the_order_of_hidden_units(layer):
         np.testing.assert_allclose(after, before, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_predictions_change_where_the_function_does():
     model, population, predictor = small()
     variables, before = started(predictor, population)
@@ -107,6 +110,7 @@ def test_models_are_predicted_one_by_one():
         np.testing.assert_allclose(alone[0], together[index], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_scale_of_a_leaf_is_normalized_away():
     _, population, predictor = small("deepsets")
     expected = started(predictor, population)[1]
@@ -115,6 +119,7 @@ def test_the_scale_of_a_leaf_is_normalized_away():
     np.testing.assert_allclose(scaled, expected, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", ["unf", "deepsets"])
 def test_predictors_are_saved_and_loaded(layer, tmp_path):
     _, population, predictor = small(layer)
@@ -216,6 +221,7 @@ def test_splits_are_apart_and_nested():
         split(zoo, 49, seed=1)
 
 
+@pytest.mark.slow
 def test_a_predictor_fits_another_size():
     zoo = tiny_zoo(models=60)
     train, validation, test = split(zoo, 48, seed=0)

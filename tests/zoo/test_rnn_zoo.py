@@ -246,6 +246,7 @@ def at(index, value):
     return change
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
@@ -296,6 +297,7 @@ def test_unknown_settings_are_refused():
         ZooConfig.from_dict({"colour": 1})
 
 
+@pytest.mark.slow
 def test_weight_decay_makes_weights_smaller():
     settings = draw_settings(TINY, jnp.zeros(2, jnp.int32))
     settings = Settings(settings.key, jnp.full(2, 1e-2), settings.init_scale, jnp.array([0.0, 10.0]))
@@ -319,6 +321,7 @@ def test_populations_are_stacked_and_checked():
         stack_models([])
 
 
+@pytest.mark.slow
 def test_the_program_makes_a_zoo_and_goes_on(tmp_path, capsys):
     jax.devices()  # so that the program does not choose the number of devices of the other tests
     settings = ("--hidden", "4", "--largest", "9", "--held-out", "20", "--batch-sizes", "8", "--steps", "3", "5")
