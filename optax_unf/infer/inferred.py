@@ -15,13 +15,15 @@ from optax_unf.spec.make_spec import make_spec
 from optax_unf.spec.pairs import joined, of_pairs
 from optax_unf.spec.paths import leaves_by_path
 from optax_unf.spec.permutation_spec import PermutationSpec
+from optax_unf.spec.restrict import restrict
 
 
 class Inferred:
     """Stands for a spec until the parameters are known: `optax_unf.unf(weights, spec=Inferred(loss, batch))`.
 
-    It is inferred once for each weight space, with `io="permute"` and `noise="permute"` unless told otherwise: an
-    optimizer gains from sharing what it learns between all inputs, classes and draws.
+    It is a function from parameters to their spec, inferred once for each weight space, with `io="permute"` and
+    `noise="permute"` unless told otherwise: an optimizer gains from sharing what it learns between all inputs, classes
+    and draws.
 
     Args:
       fn: a loss or apply function, as `infer_spec` takes it.
@@ -66,6 +68,15 @@ class Inferred:
         self._modes: dict[str, Any] = {"io": io, "spatial": spatial, "noise": noise, "strict": strict}
         self._known: dict[tuple[tuple[str, tuple[int, ...]], ...], PermutationSpec] = {}
 
+    def __repr__(self) -> str:
+        name = getattr(self._fn, "__qualname__", type(self._fn).__name__)
+        modes = ", ".join(f"{mode}={value!r}" for mode, value in self._modes.items())
+        return f"Inferred({name}, {modes})"
+
+    def __call__(self, params: PyTree) -> PermutationSpec:
+        """See `of`."""
+        return self.of(params)
+
     def of(self, params: PyTree) -> PermutationSpec:
         """The spec of these parameters.
 
@@ -86,14 +97,13 @@ class Inferred:
         return self._known[space]
 
 
-Spec: TypeAlias = PermutationSpec | Inferred | PyTree | None
+Spec: TypeAlias = PermutationSpec | Callable[[PyTree], Any] | PyTree | None
 """What functions take for a spec: see `make_spec` and `Inferred`. With `None`, every axis has a name of its own."""
 
 
 def resolved(spec: Spec, params: PyTree) -> PermutationSpec:
     """The spec that a user means by any of the forms that functions accept: see `make_spec` and `Inferred`."""
-    if isinstance(spec, Inferred):
-        return spec.of(params)
+    spec = _called(spec, params)
     if isinstance(spec, PermutationSpec):
         return of_pairs(spec, params)
     model = joined(params)
@@ -106,6 +116,16 @@ def resolved(spec: Spec, params: PyTree) -> PermutationSpec:
         with contextlib.suppress(TypeError, ValueError):
             return make_spec(spec, params)
         raise
+
+
+def resolved_for_part(spec: Spec, params: PyTree) -> PermutationSpec:
+    """As `resolved`, where the parameters may be a part of the model that the spec is of."""
+    return resolved(restrict(_called(spec, params), params), params)
+
+
+def _called(spec: Spec, params: PyTree) -> Any:
+    """What a function of the parameters, such as `Inferred`, returns; anything else as it is."""
+    return spec(params) if callable(spec) else spec
 
 
 def _is_masked(node: Any) -> bool:

@@ -6,14 +6,13 @@ import re
 from jaxtyping import PyTree
 
 from optax_unf._arguments import flatten_checked
-from optax_unf.infer import Inferred, Spec, resolved
+from optax_unf.infer import Spec, resolved_for_part
 from optax_unf.nominal.by_spec import matrices_of_spec
 from optax_unf.nominal.matrix import VECTORS, LeafMatrices, of_sides
 from optax_unf.spec.leaf import LeafSpec
 from optax_unf.spec.make_spec import make_spec
 from optax_unf.spec.paths import natural_order
 from optax_unf.spec.permutation_spec import PermutationSpec
-from optax_unf.spec.restrict import restrict
 
 _PROJECTIONS = re.compile(r"(^|/)(query|key|value)/", re.IGNORECASE)
 
@@ -56,9 +55,7 @@ def find_matrices(
 
 
 def _space(spec: Spec, params: PyTree) -> PermutationSpec:
-    if callable(spec):
-        spec = spec(params)
-    space = resolved(spec if isinstance(spec, Inferred) else restrict(spec, params), params)
+    space = resolved_for_part(spec, params)
     flatten_checked(space, params, "parameters")
     return space
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, PyTree
 from optax_unf._arguments import check_accumulator, check_real, check_tile_entries, checked_state, flatten_checked
 from optax_unf._dtypes import at_least_float32
 from optax_unf._sharding import replicated
-from optax_unf.infer import Inferred, Spec, resolved
+from optax_unf.infer import Spec, resolved_for_part
 from optax_unf.nominal.orthogonal import scale_by_orthogonal
 from optax_unf.optimizer.architecture import Architecture
 from optax_unf.optimizer.features import DECAYS
@@ -22,7 +22,6 @@ from optax_unf.optimizer.update import Given, Moments, direction_of, next_count,
 from optax_unf.optimizer.weight_files import load_weights
 from optax_unf.spec.paths import leaves_by_path, show_path
 from optax_unf.spec.permutation_spec import PermutationSpec
-from optax_unf.spec.restrict import restrict
 
 Weights: TypeAlias = MetaWeights | str | Path
 
@@ -71,8 +70,8 @@ def scale_by_unf(
 
     Args:
       weights: a name of `optax_unf.list_pretrained()`, a path, or meta-weights.
-      spec: a `PermutationSpec`, the nested tuples of names that `make_spec` takes, or `Inferred(loss, *args)`, which
-        infers it from a function. By default the weights' own
+      spec: a `PermutationSpec`, the nested tuples of names that `make_spec` takes, or a function of the parameters that
+        returns either, such as `Inferred(loss, *args)`, which infers it from a loss. By default the weights' own
         where they belong to one weight space, else a name of its own for every axis. A spec of a whole model also
         serves for a part of it, such as `optax.masked` and `optax.partition` pass on, and for the halves of complex
         leaves, under `optax.contrib.split_real_and_imaginary`.
@@ -170,7 +169,7 @@ def _weight_space(weights: MetaWeights, spec: Spec, params: PyTree) -> Permutati
         shapes = {path: jnp.shape(x) for path, x in leaves_by_path(params).items()}
         if shapes == {leaf.path: leaf.shape for leaf in weights.spec.leaves}:
             return weights.spec
-    space = resolved(spec if isinstance(spec, Inferred) else restrict(spec, params), params)
+    space = resolved_for_part(spec, params)
     if not space.leaves:
         if paths := leaves_by_path(params):
             raise ValueError(

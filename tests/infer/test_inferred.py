@@ -1,11 +1,13 @@
 """Inferred: what it refuses at once, and what it keeps of its arguments."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from optax_unf import Inferred, infer_spec
+from optax_unf import Inferred, infer_spec, unf
 
 PARAMS = {"w1": jnp.ones((3, 5)), "w2": jnp.ones((5, 2))}
 X = jnp.ones((4, 3))
@@ -68,3 +70,32 @@ def test_arguments_themselves_are_not_kept():
     x = np.ones((4, 3))
     spec = Inferred(loss, x)
     assert not any(isinstance(held, np.ndarray | jax.Array) for held in jax.tree.leaves(vars(spec)))
+
+
+def test_a_spec_may_be_a_function_of_the_parameters():
+    names = {"w1": ("in", "hidden"), "w2": ("hidden", "out")}
+    seen = []
+
+    def function(params):
+        seen.append(jax.tree.structure(params))
+        return names
+
+    steps = []
+    for spec in (names, function, Inferred(loss, X)):
+        tx = unf("mlp-fashion-mnist-tied", spec=spec)
+        steps.append(tx.update(PARAMS, tx.init(PARAMS), PARAMS)[0])
+    assert seen
+    assert set(seen) == {jax.tree.structure(PARAMS)}
+    for other in steps[1:]:
+        chex.assert_trees_all_equal(steps[0], other)
+
+
+def test_a_function_may_give_the_spec_of_a_whole_model_for_a_part_of_it():
+    whole = infer_spec(loss, PARAMS, X, io="permute")
+    tx = optax.masked(unf("mlp-fashion-mnist-tied", spec=lambda _: whole), {"w1": True, "w2": False})
+    updates, _ = tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+    assert not np.array_equal(updates["w1"], PARAMS["w1"])
+
+
+def test_it_prints_in_a_line():
+    assert repr(Inferred(loss, X)) == "Inferred(loss, io='permute', spatial='fixed', noise='permute', strict=False)"
