@@ -184,8 +184,9 @@ def evaluate(
     loaded = tasks.get(task, data_dir=data_dir)
     learned = load_weights(weights)
     check_fits(learned.spec, task_spec(loaded, learned.architecture.head))
-    training = meta.learned_training(learned.architecture, loaded)
-    runs = fresh_runs(training, learned.theta, fresh_keys(seeds), steps or task_horizon(loaded))
+    horizon = steps or task_horizon(loaded)
+    training = meta.learned_training(learned.architecture, loaded, horizon)
+    runs = fresh_runs(training, learned.theta, fresh_keys(seeds), horizon)
     for name, losses in (("training_loss", meta.final_loss(runs.losses)), ("validation_loss", runs.validation)):
         mean, error = mean_and_error([float(x) for x in losses])
         print(f"{name} {mean:.6g} nats")

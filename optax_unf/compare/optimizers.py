@@ -137,8 +137,8 @@ class _MetaTrained:
         return {"learned": True, "rate": None}
 
     def trained(self, task: TaskLike, steps: int, rate: float | None) -> tuple[Training, Theta]:
-        del steps, rate
-        return learned_training(self.weights.architecture, task), self.weights.theta
+        del rate
+        return learned_training(self.weights.architecture, task, steps), self.weights.theta
 
 
 def _measured(

@@ -88,10 +88,22 @@ class Training:
         return as_task(self.task).of_run(key)
 
 
-def learned_training(config: Architecture, task: TaskLike) -> Training:
-    """Training of a task by the learned optimizer of this architecture, theta being its meta-weights' arrays."""
-    spec = task_spec(task, config.head)
-    return Training(task, lambda theta: unf(MetaWeights(theta, config, None), spec=spec, tile_entries=0))
+def learned_training(architecture: Architecture, task: TaskLike, horizon: int | None = None) -> Training:
+    """Training of a task by the learned optimizer of this architecture, theta being its meta-weights' arrays.
+
+    Args:
+      architecture: the architecture.
+      task: the task.
+      horizon: inner steps of a whole run. A step size that is found while training needs to know it, and falls to zero
+        along a cosine; alpha does not, as in the paper.
+    """
+    spec = task_spec(task, architecture.head)
+    steps = horizon if architecture.step == "distance" else None
+
+    def optimizer(theta: Theta) -> optax.GradientTransformation:
+        return unf(MetaWeights(theta, architecture, None), total_steps=steps, spec=spec, tile_entries=0)
+
+    return Training(task, optimizer)
 
 
 def unroll(

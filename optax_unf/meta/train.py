@@ -115,7 +115,7 @@ def meta_train(
     else:
         check_start(weights, optimizer, tasks)
         begin = digest(weights)
-    problems = {name: learned_training(optimizer, task) for name, task in tasks.items()}
+    problems = {name: learned_training(optimizer, task, config.horizon) for name, task in tasks.items()}
     eval_keys = jax.random.split(eval_key, config.evaluate_runs)
 
     @jax.jit

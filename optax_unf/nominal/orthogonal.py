@@ -31,14 +31,12 @@ class ScaleByOrthogonalState(NamedTuple):
 
     Attributes:
       count: number of updates so far, int32 [].
-      momentum: a tree like the parameters, at least float32: the momentum of matrices; `optax.MaskedNode` for leaves
-        that have none.
-      mu: likewise, Adam's first moments; with `graft=False` only of leaves with parts that Adam takes.
-      nu: likewise, Adam's second moments.
+      mu: a tree like the parameters, at least float32: the momenta, of matrices and of Adam.
+      nu: likewise, Adam's second moments; with `graft=False` only of leaves with parts that Adam takes, and
+        `optax.MaskedNode` for the others.
     """
 
     count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride] (optax names it so)
-    momentum: PyTree
     mu: PyTree
     nu: PyTree
 
@@ -51,7 +49,6 @@ def scale_by_orthogonal(
     graft: bool = True,
     heads: bool = False,
     adam: str | None = None,
-    b1: float = 0.9,
     b2: float = 0.95,
     eps: float = 1e-8,
 ) -> optax.GradientTransformationExtraArgs:
@@ -66,12 +63,11 @@ def scale_by_orthogonal(
 
     Args:
       spec: tells which arrays are matrices; see `find_matrices`.
-      momentum: decay of the momentum of matrices.
-      nesterov: whether the momentum looks ahead by one step.
-      graft: whether matrices take the RMS of Adam's step, at the cost of its two moments for them.
+      momentum: decay of the momenta, those of Adam included.
+      nesterov: whether the momentum of matrices looks ahead by one step.
+      graft: whether matrices take the RMS of Adam's step, at the cost of its second moments for them.
       heads: whether each head is a matrix of its own, or all of a projection are one.
       adam: a regular expression; leaves whose path it is found in are left to Adam.
-      b1: decay of Adam's first moments.
       b2: decay of Adam's second moments.
       eps: Adam's, relative to the root mean square of the second moments of the leaf.
 
@@ -98,12 +94,10 @@ def scale_by_orthogonal(
     def init(params: optax.Params) -> ScaleByOrthogonalState:
         check_real(params, "parameter")
         found = _by_path(find, params)
-        moments = functools.partial(_zeros, params, [path for path, leaf in found.items() if _adam_takes(leaf, graft)])
         return ScaleByOrthogonalState(
             count=replicated(jnp.zeros([], jnp.int32), params),
-            momentum=_zeros(params, [path for path, leaf in found.items() if any(leaf.matrices)]),
-            mu=moments(),
-            nu=moments(),
+            mu=_zeros(params, list(found)),
+            nu=_zeros(params, [path for path, leaf in found.items() if graft or not all(leaf.matrices)]),
         )
 
     def update(
@@ -113,9 +107,9 @@ def scale_by_orthogonal(
         check_real(updates, "gradient")
         state = checked_state(state, ScaleByOrthogonalState)
         found = _by_path(find, updates if params is None else params)
-        trees = tuple(map(leaves_by_path, (updates, state.momentum, state.mu, state.nu)))
+        trees = tuple(map(leaves_by_path, (updates, state.mu, state.nu)))
         count = jnp.asarray(optax.safe_increment(state.count))
-        step = _program(tuple(found.values()), nesterov, graft, b1, b2, eps, placements(trees))
+        step = _program(tuple(found.values()), nesterov, graft, b2, eps, placements(trees))
         direction, *moments = step(*trees, count=count, momentum=momentum)
         return _refilled(updates, direction), ScaleByOrthogonalState(
             count, *(_refilled(old, new) for old, new in zip(state[1:], moments, strict=True))
@@ -193,20 +187,18 @@ def _program(
     found: tuple[LeafMatrices, ...],
     nesterov: bool,
     graft: bool,
-    b1: float,
     b2: float,
     eps: float,
     shardings: PyTree,
-) -> Callable[..., tuple[_Leaves, _Leaves, _Leaves, _Leaves]]:
+) -> Callable[..., tuple[_Leaves, _Leaves, _Leaves]]:
     """A step, which is one compiled program outside of `jax.jit`, too."""
     by_path = {leaf.path: leaf for leaf in found}
-    step = functools.partial(_step, found=by_path, nesterov=nesterov, graft=graft, b1=b1, b2=b2, eps=eps)
+    step = functools.partial(_step, found=by_path, nesterov=nesterov, graft=graft, b2=b2, eps=eps)
     return jax.jit(propagated(step), out_shardings=shardings, inline=True)
 
 
 def _step(
     grads: _Leaves,
-    momenta: _Leaves,
     mu: _Leaves,
     nu: _Leaves,
     *,
@@ -215,23 +207,22 @@ def _step(
     momentum: float | Float[Array, ""],
     nesterov: bool,
     graft: bool,
-    b1: float,
     b2: float,
     eps: float,
-) -> tuple[_Leaves, _Leaves, _Leaves, _Leaves]:
+) -> tuple[_Leaves, _Leaves, _Leaves]:
     """The direction and the new moments, by path; they have the dtypes of the gradients and of the moments."""
     wide = {path: jnp.asarray(g).astype(at_least_float32(jnp.result_type(g))) for path, g in grads.items()}
 
-    # Averages, so that none is larger than the gradients; polar factors need no correction of their bias.
-    momenta = {path: _average(m, wide[path], momentum) for path, m in momenta.items()}
-    ahead = {path: _average(m, wide[path], momentum) if nesterov else m for path, m in momenta.items()}
+    # Averages, so that none is larger than the gradients.
+    mu = {path: _average(m, wide[path], momentum) for path, m in mu.items()}
+    nu = {path: _average(v, wide[path] ** 2, b2) for path, v in nu.items()}
+    adam = {path: _adam_step(_unbiased(mu[path], count, momentum), _unbiased(nu[path], count, b2), eps) for path in nu}
 
-    mu = {path: b1 * m + (1 - b1) * wide[path] for path, m in mu.items()}
-    nu = {path: b2 * v + (1 - b2) * wide[path] ** 2 for path, v in nu.items()}
-    adam = {path: _adam_step(_unbiased(mu[path], count, b1), _unbiased(nu[path], count, b2), eps) for path in mu}
-
+    # Polar factors need no correction of their bias.
+    matrices = [path for path, leaf in found.items() if any(leaf.matrices)]
+    ahead = {path: _average(mu[path], wide[path], momentum) if nesterov else mu[path] for path in matrices}
     direction = adam | _orthogonalized(ahead, adam, found, graft)
-    return {path: direction[path].astype(jnp.result_type(g)) for path, g in grads.items()}, momenta, mu, nu
+    return {path: direction[path].astype(jnp.result_type(g)) for path, g in grads.items()}, mu, nu
 
 
 def _average(old: Array, new: Array, decay: float | Float[Array, ""]) -> Array:
@@ -239,8 +230,8 @@ def _average(old: Array, new: Array, decay: float | Float[Array, ""]) -> Array:
     return decay * old.astype(new.dtype) + (1 - decay) * new
 
 
-def _unbiased(average: Array, count: Int[Array, ""], decay: float) -> Array:
-    return average / (1 - decay ** count.astype(average.dtype))
+def _unbiased(average: Array, count: Int[Array, ""], decay: float | Float[Array, ""]) -> Array:
+    return average / (1 - jnp.asarray(decay, average.dtype) ** count.astype(average.dtype))
 
 
 def _adam_step(mu: Array, nu: Array, eps: float) -> Array:
@@ -293,10 +284,6 @@ def _rms(x: Float[Array, "batch rows columns"]) -> Float[Array, "batch 1 1"]:
 
 def _positive(x: Array) -> Array:
     return jnp.where(x > 0, x, 1)
-
-
-def _adam_takes(leaf: LeafMatrices, graft: bool) -> bool:
-    return graft or not all(leaf.matrices)
 
 
 def _by_path(find: Callable[[PyTree], tuple[LeafMatrices, ...]], params: PyTree) -> dict[str, LeafMatrices]:

@@ -28,6 +28,7 @@ from optax_unf.meta import (
 )
 from optax_unf.meta import train as train_module
 from optax_unf.meta.checks import named_tasks
+from optax_unf.meta.inner import unroll
 from optax_unf.meta.outer import make_outer_step, start_stage, state_shardings
 from optax_unf.meta.train import _initial_weights
 from optax_unf.tasks import task_spec
@@ -400,3 +401,15 @@ def test_settings_survive_json(config):
 def test_settings_from_json_are_checked(settings, message):
     with pytest.raises(ValueError, match=message):
         MetaTrainConfig.from_dict(settings)
+
+
+def test_a_found_step_is_scheduled_over_the_horizon_and_alpha_is_not():
+    task, key = Regression(), jax.random.key(0)
+    for step, ends_at_rest in (("distance", True), ("alpha", False)):
+        architecture = Architecture(head="none", nominal="orthogonalized", step=step, alpha=1.0)
+        training = learned_training(architecture, task, 20)
+        theta = init_weights(architecture, task_spec(task), key).theta
+        run, _ = unroll(training, theta, training.start(theta, key), 20)
+        after, _ = training.step(theta, run)
+        moved = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(optax.tree.sub(after.params, run.params)))
+        assert (moved == 0) == ends_at_rest

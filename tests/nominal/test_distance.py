@@ -84,8 +84,8 @@ def test_it_trains_with_nothing_tuned(whole, dtype):
 
 def test_factors_may_be_traced(whole):
     factors = jnp.array([0.5, 2.0])
-    found = jax.vmap(lambda f: whole(f, 1.0, 1.0)[1][30])(factors)
-    np.testing.assert_allclose(found, [whole(f, 1.0, 1.0)[1][30] for f in factors], rtol=0.05)
+    found = jax.vmap(lambda f: whole(f, 1.0, 1.0)[1][10])(factors)
+    np.testing.assert_allclose(found, [whole(f, 1.0, 1.0)[1][10] for f in factors], rtol=0.01)
 
 
 @pytest.mark.parametrize("target", [0.01, 1.0, 30.0])

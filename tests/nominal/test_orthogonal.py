@@ -82,7 +82,7 @@ def test_parts_and_heads_are_those_of_a_loop(heads):
 
 @pytest.mark.promotes("optax's counts of steps are whole numbers")
 def test_grafted_matrices_have_the_size_of_adams_step():
-    optimizer, adam = scale_by_orthogonal(), optax.scale_by_adam(0.9, 0.95, eps=0.0)
+    optimizer, adam = scale_by_orthogonal(), optax.scale_by_adam(0.95, 0.95, eps=0.0)
     grads = [{"w": tree(seed)["out"]} for seed in range(4)]
     state, expected_state = optimizer.init(grads[0]), adam.init(grads[0])
     update, update_adam = jax.jit(optimizer.update), jax.jit(adam.update)
