@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jaxtyping import Array, Num
+from jaxtyping import ArrayLike, Num
 
 from optax_unf._files import write_text
 from optax_unf.meta.progress import Progress
@@ -104,7 +104,7 @@ class Reporter:
         self._bar.__exit__()
         self._files.__exit__()
 
-    def step(self, number: int, stage: int, inner_steps: int, metrics: Mapping[str, Num[Array, ""]]) -> None:
+    def step(self, number: int, stage: int, inner_steps: int, metrics: Mapping[str, Num[ArrayLike, ""]]) -> None:
         """Reports the step before this one.
 
         Args:

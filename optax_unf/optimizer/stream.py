@@ -111,7 +111,7 @@ def stream(
         h = trunk(jnp.stack([x.astype(dtype) for x in read(before, begin)]))
         if overlapping:
             new = (at > 0) | (jnp.arange(cut.length) >= -cut.view[1] % cut.length)
-            h = h * jnp.repeat(new, cut.view[2]).astype(dtype)
+            h = h * jnp.repeat(new, cut.view[2])[None].astype(dtype)
         products = jax.lax.split(jnp.einsum("io,in->on", joint, h), widths)
         tile = [*(h for _ in summed), *products]
         return [mean.add(t, x, before, begin) for mean, t, x in zip(means, totals, tile, strict=True)]

@@ -50,7 +50,7 @@ def fit_trees(
             tried.append((error, trees.n_iter_ * leaves, trees))
     error, parameters, best = min(tried, key=lambda t: t[0])
 
-    def predict(given: Float[Array, "models statistics"]) -> Float[np.ndarray, " models"]:
+    def predict(given: Float[Array | np.ndarray, "models statistics"]) -> Float[np.ndarray, " models"]:
         return np.clip(best.predict(np.asarray(given)), 0.0, 1.0)
 
     return Fitted(predict, None, (error,), parameters, time.perf_counter() - start)

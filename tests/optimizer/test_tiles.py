@@ -126,7 +126,6 @@ def test_an_update_in_tiles_is_the_update_whole(config, entries):
 
 
 @pytest.mark.slow
-@pytest.mark.promotes("tiles that overlap are masked entry by entry")
 @pytest.mark.parametrize(
     "config",
     [

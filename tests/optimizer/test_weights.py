@@ -256,6 +256,7 @@ def to_train(name):
 
 
 @pytest.mark.slow
+@pytest.mark.promotes("tasks add biases to rows")
 @pytest.mark.parametrize("name", [name for name in pretrained_names() if to_train(name)])
 def test_pretrained_weights_train(name, monkeypatch):
     from optax_unf.meta import final_loss, learned_training, training_losses
