@@ -1,7 +1,7 @@
 """Memory, time and compilation of one update of a GPT-2-small-sized tree.
 
     python benchmarks/scale.py [--coefficients tied] [--normalization entry] [--blocks 12]
-        [--block-entries 65536] [--compile-only]
+        [--tile-entries 65536] [--compile-only]
 
 Prints `name value unit` per line. The step takes parameters, state and gradients and replaces the first two.
 """
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--coefficients", choices=["full", "tied"], default="full")
     parser.add_argument("--normalization", choices=["leaf", "entry"], default="leaf")
     parser.add_argument("--blocks", type=int, default=12)
-    parser.add_argument("--block-entries", type=int, help="of large leaves; by default as the device wants it")
+    parser.add_argument("--tile-entries", type=int, help="of large leaves; by default as the device wants it")
     parser.add_argument("--compile-only", action="store_true")
     parser.add_argument("--steps", type=int, default=7)
     args = parser.parse_args()
