@@ -58,6 +58,17 @@ def pytest_runtest_call(item):
         return (yield)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Slow tests and doctests check no annotations: they would take a fifth longer, and others make the same calls."""
+    slow = any(item.get_closest_marker(name) for name in ("slow", "xla")) or isinstance(item, pytest.DoctestItem)
+    jaxtyping.config.update("jaxtyping_disable", slow)
+    try:
+        return (yield)
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if "data_dir" in getattr(item, "fixturenames", ()):
@@ -67,6 +78,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def unchecked():
     """Leaves the shapes and dtypes of annotations unchecked."""
+    before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+    jaxtyping.config.update("jaxtyping_disable", before)

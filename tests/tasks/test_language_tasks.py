@@ -259,7 +259,9 @@ def test_transformer_sizes(name, vocabulary):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "guess"), [("rnn-lm1b", 256), ("transformer-lm1b", 32_000)])
+@pytest.mark.parametrize(
+    ("name", "guess"), [("rnn-lm1b", 256), pytest.param("transformer-lm1b", 32_000, marks=pytest.mark.long)]
+)
 def test_meta_training_at_full_size(name, guess):
     task = tasks.get(name)
     assert task.vocabulary == guess
