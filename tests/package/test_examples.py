@@ -60,6 +60,7 @@ def test_infer_transformer(monkeypatch, capsys):
     assert late < early
 
 
+@pytest.mark.long
 def test_predict_accuracy(monkeypatch, capsys):
     main = runpy.run_path(str(ROOT / "examples" / "predict_accuracy.py"))["main"]
     monkeypatch.setattr(sys, "argv", ["predict_accuracy.py", "--models", "80", "--epochs", "4"])
