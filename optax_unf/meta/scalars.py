@@ -90,5 +90,5 @@ def two_rates(network: optax.Schedule, scalars: optax.Schedule) -> optax.Gradien
     """Adam, with one learning rate for the network and another for the scalars."""
     return optax.partition(
         {"network": optax.adam(network), "scalars": optax.adam(scalars)},
-        Theta("scalars", "network"),  # type: ignore[arg-type]
+        Theta("scalars", "network"),  # type: ignore[arg-type] (labels in place of arrays)
     )

@@ -18,7 +18,7 @@ from optax_unf.nominal.orthogonal import scale_by_orthogonal
 from optax_unf.optimizer.architecture import Architecture
 from optax_unf.optimizer.features import DECAYS
 from optax_unf.optimizer.meta_weights import MetaWeights, check_fits
-from optax_unf.optimizer.update import Given, Moments, direction_of, next_count, optimizer_for
+from optax_unf.optimizer.update import Given, Moments, direction_of, network_for, next_count
 from optax_unf.optimizer.weight_files import load_weights
 from optax_unf.spec.paths import leaves_by_path, show_path
 from optax_unf.spec.permutation_spec import PermutationSpec
@@ -142,7 +142,7 @@ def scale_by_unf(
         steps, nominal_state = (None, None) if nominal is None else nominal.update(updates, state.nominal, params)
         leaves = functools.partial(_leaves, space)
         direction, moments = direction_of(
-            optimizer_for(weights.architecture, space, tile_entries),
+            network_for(weights.architecture, space, tile_entries),
             weights.theta,
             leaves(params, "parameters"),
             Moments(

@@ -1,6 +1,5 @@
 """Eq. 31 on the leaves of a weight space, as a program that is compiled once."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
@@ -41,36 +40,16 @@ class Moments(NamedTuple):
     nu: Given | None
 
 
-@dataclasses.dataclass(frozen=True)
-class Optimizer:
-    """A learned optimizer on a weight space: all that is known of it before any numbers are.
-
-    Attributes:
-      architecture: of the learned optimizer.
-      spec: the weight space.
-      tiling: how large leaves are evaluated.
-    """
-
-    architecture: Architecture
-    spec: PermutationSpec
-    tiling: Tiling
-
-    @property
-    def network(self) -> Network:
-        """F."""
-        return Network(self.architecture, self.spec, self.tiling)
-
-
-def optimizer_for(architecture: Architecture, spec: PermutationSpec, tile_entries: int | None) -> Optimizer:
-    """The optimizer with tiles of so many entries, or with those that are best on the devices there are."""
+def network_for(architecture: Architecture, spec: PermutationSpec, tile_entries: int | None) -> Network:
+    """F in tiles of so many entries, or of those that are best on the devices there are."""
     if tile_entries is not None:
-        return Optimizer(architecture, spec, Tiling(int(tile_entries)))
+        return Network(architecture, spec, Tiling(int(tile_entries)))
     devices = jax.devices()
-    return Optimizer(architecture, spec, tiling_for(devices[0].platform, len(devices)))
+    return Network(architecture, spec, tiling_for(devices[0].platform, len(devices)))
 
 
 def direction_of(
-    optimizer: Optimizer, theta: Theta, params: Given, moments: Moments, grads: Given, nominal: Given | None
+    network: Network, theta: Theta, params: Given, moments: Moments, grads: Given, nominal: Given | None
 ) -> tuple[Leaves, Moments]:
     """The direction of Eq. 31, and the new moments, in the dtypes and shardings of parameters and old moments.
 
@@ -78,27 +57,27 @@ def direction_of(
     it.
 
     Args:
-      optimizer: the optimizer.
+      network: f, with the architecture of the whole optimizer; not evaluated where f = 0.
       theta: its numbers.
       params: the parameters W.
       moments: the old ones.
       grads: their gradients.
       nominal: the nominal term where it is not momentum at gamma_0.
     """
-    program = _program(optimizer, placements((params, moments)))
+    program = _program(network, placements((params, moments)))
     return program(params, moments, theta=theta, grads=grads, nominal=nominal)
 
 
 @functools.lru_cache(_KEPT)
-def _program(optimizer: Optimizer, shardings: PyTree) -> Callable[..., tuple[Leaves, Moments]]:
-    update = functools.partial(_update, optimizer=optimizer)
+def _program(network: Network, shardings: PyTree) -> Callable[..., tuple[Leaves, Moments]]:
+    update = functools.partial(_update, network=network)
     return jax.jit(propagated(update), out_shardings=shardings, inline=True)
 
 
 def _update(
-    params: Given, moments: Moments, *, optimizer: Optimizer, theta: Theta, grads: Given, nominal: Given | None
+    params: Given, moments: Moments, *, network: Network, theta: Theta, grads: Given, nominal: Given | None
 ) -> tuple[Leaves, Moments]:
-    architecture, scalars, (count, mu, nu) = optimizer.architecture, theta.scalars, moments
+    scalars, (count, mu, nu) = theta.scalars, moments
     dtype = at_least_float32(*map(jnp.result_type, params))
     g = _wide(grads, dtype)
     if nu is not None:
@@ -111,9 +90,9 @@ def _update(
 
     # m^gamma_0 + beta f(W, g, {m^gamma_i}, t)
     if scalars.beta is not None:
-        known = noise_squares(count, dtype) if architecture.scales_entries else None
+        known = noise_squares(count, dtype) if network.architecture.scales_entries else None
         features = list(zip(params, g, *mu[-len(DECAYS) :], strict=True))
-        f = optimizer.network(theta.network, features, known, encode_step(count), dtype)
+        f = network(theta.network, features, known, encode_step(count), dtype)
         beta = scalars.beta.astype(dtype)
         direction = tuple(m + beta * y for m, y in zip(direction, f, strict=True))
 
@@ -129,7 +108,7 @@ def next_count(count: Int[Array, ""]) -> Int[Array, ""]:
 
 def _momentum(gamma: Float[Array, ""], old: Given, g: Leaves) -> Leaves:
     """A momentum with one more gradient."""
-    pairs = zip(_wide(old, gamma.dtype), _wide(g, gamma.dtype), strict=True)
+    pairs = zip(_wide(old, gamma.dtype), g, strict=True)
     return _like([m + (1.0 - gamma) * (g - m) for m, g in pairs], old)
 
 

@@ -12,7 +12,7 @@ import pytest
 from learned import AXES, SPEC, close, each_head, make, make_params, two_heads, weights_of
 
 from optax_unf import make_spec, scale_by_unf, unf
-from optax_unf.optimizer.update import _program, optimizer_for
+from optax_unf.optimizer.update import _program, network_for
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +109,7 @@ def test_programs_are_not_kept_for_ever(programs):
     state, client = tx.init(params), jax.devices()[0].client
     before = len(client.live_executables())
     tx.update(grads, state, params)
-    program = weakref.ref(programs(optimizer_for(weights.architecture, SPEC, None), None))
+    program = weakref.ref(programs(network_for(weights.architecture, SPEC, None), None))
     assert programs.cache_info().currsize == 1
     assert len(client.live_executables()) > before
 
