@@ -6,6 +6,7 @@ import sys
 
 import matplotlib.image
 import numpy as np
+import pytest
 from places import ROOT
 
 
