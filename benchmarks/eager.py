@@ -19,7 +19,7 @@ OPTIMIZERS = {
     "sgdm": optax_unf.unf("mlp-fashion-mnist-sgdm", spec=AXES),
     "deepsets": optax_unf.unf("mlp-fashion-mnist-deepsets", spec=AXES),
     "tied": optax_unf.unf("mlp-fashion-mnist-tied", spec=AXES),
-    "tied, by entry": optax_unf.unf("transformer-lm1b-small-unf-entry", spec=AXES),
+    "tied, preconditioned": optax_unf.unf("transformer-lm1b-small-rms-tied", spec=AXES),
 }
 STEPS, WARM_UP = 60, 5
 

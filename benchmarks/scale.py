@@ -1,6 +1,6 @@
 """Memory, time and compilation of one update of a GPT-2-small-sized tree.
 
-    python benchmarks/scale.py [--coefficients tied] [--normalization entry] [--blocks 12]
+    python benchmarks/scale.py [--coefficients tied] [--preconditioner rms] [--blocks 12]
         [--tile-entries 65536] [--compile-only]
 
 Prints `name value unit` per line. The step takes parameters, state and gradients and replaces the first two.
@@ -21,19 +21,19 @@ from optax_unf import Architecture, init_weights
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--coefficients", choices=["full", "tied"], default="full")
-    parser.add_argument("--normalization", choices=["leaf", "entry"], default="leaf")
+    parser.add_argument("--preconditioner", choices=["rms"])
     parser.add_argument("--blocks", type=int, default=12)
     parser.add_argument("--tile-entries", type=int, help="of large leaves; by default as the device wants it")
     parser.add_argument("--compile-only", action="store_true")
     parser.add_argument("--steps", type=int, default=7)
     args = parser.parse_args()
     spec, shapes = spaces.gpt2(args.blocks)
-    name = f"gpt2_{args.blocks}_blocks_{args.coefficients}_by_{args.normalization}"
-    optimizer = timing.learned(spec, args.coefficients, args.normalization, args.tile_entries)
+    name = f"gpt2_{args.blocks}_blocks_{args.coefficients}" + ("_preconditioned" if args.preconditioner else "")
+    optimizer = timing.learned(spec, args.coefficients, args.preconditioner, args.tile_entries)
     print(f"{name}_leaves {len(spec.leaves)} leaves")
     print(f"{name}_parameters {timing.entries(spec) / 1e6:.1f} M")
     start = time.perf_counter()
-    config = Architecture(coefficients=args.coefficients, normalization=args.normalization)
+    config = Architecture(coefficients=args.coefficients, preconditioner=args.preconditioner)
     jax.block_until_ready(init_weights(config, spec, jax.random.key(0)).theta)
     print(f"{name}_weights {time.perf_counter() - start:.1f} s")
     if args.compile_only:

@@ -12,9 +12,9 @@ import optax
 from optax_unf import Architecture, init_weights, unf
 
 
-def learned(spec, coefficients: Any = "full", normalization: Any = "leaf", tile_entries: int | None = None):
+def learned(spec, coefficients: Any = "full", preconditioner: Any = None, tile_entries: int | None = None):
     """A learned optimizer with a UNF head; its weights have not been trained, which does not matter for time."""
-    config = Architecture(coefficients=coefficients, normalization=normalization)
+    config = Architecture(coefficients=coefficients, preconditioner=preconditioner)
     shapes = jax.eval_shape(lambda key: init_weights(config, spec, key), jax.random.key(0))
     rng = np.random.default_rng(0)
     weights = jax.tree.map(lambda x: jnp.asarray(0.1 * rng.normal(size=x.shape), x.dtype), shapes)

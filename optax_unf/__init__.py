@@ -19,6 +19,7 @@ from optax_unf.nominal import scale_by_distance as scale_by_distance
 from optax_unf.nominal import scale_by_found_step as scale_by_found_step
 from optax_unf.nominal import scale_by_orthogonal as scale_by_orthogonal
 from optax_unf.optimizer.architecture import Architecture as Architecture
+from optax_unf.optimizer.architecture import InitialScalars as InitialScalars
 from optax_unf.optimizer.meta_weights import MetaWeights as MetaWeights
 from optax_unf.optimizer.meta_weights import init_weights as init_weights
 from optax_unf.optimizer.pretrained import Pretrained as Pretrained

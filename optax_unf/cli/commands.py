@@ -19,7 +19,7 @@ from optax_unf.compare.table import markdown_page, result_lines
 from optax_unf.meta.card import cpu_cores, make_card, provenance
 from optax_unf.meta.fresh import fresh_keys, fresh_runs
 from optax_unf.meta.plot import plot_run
-from optax_unf.optimizer.architecture import Architecture, Head, Nominal, Normalization, Step
+from optax_unf.optimizer.architecture import Architecture, InitialScalars
 from optax_unf.optimizer.meta_weights import MetaWeights, check_fits
 from optax_unf.optimizer.pretrained import Listing, list_pretrained
 from optax_unf.optimizer.transfer import transfer_weights
@@ -29,7 +29,6 @@ from optax_unf.tasks.task import as_task, task_horizon, task_spec
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_HEADS: dict[str, Head] = {"unf": "unf", "deepsets": "deepsets", "nfn": "nfn", "sgdm": "none"}
 _LABELS = {"unf": "UNF", "nfn": "NFN", "deepsets": "Deep Sets", "none": "SGDM, meta-trained"}
 
 
@@ -55,17 +54,12 @@ def meta_train(
     *,
     task: tuple[str, ...],
     out: Path,
-    optimizer: Literal["unf", "deepsets", "nfn", "sgdm"] = "unf",
+    architecture: Architecture = Architecture(),  # noqa: B008 (frozen)
+    scalars: InitialScalars = InitialScalars(),  # noqa: B008 (frozen)
     stage: StageOptions = StageOptions(),  # noqa: B008 (frozen)
     run: RunOptions = RunOptions(),  # noqa: B008 (frozen)
     recipe: Literal["small"] | None = None,
     config: Path | None = None,
-    coefficients: Literal["full", "tied"] = "full",
-    normalization: Normalization = "leaf",
-    nominal: Nominal = "momentum",
-    step_size: Step = "alpha",
-    step_warmup: float = 0.0,
-    alpha: float | None = None,
     start: str | None = None,
     learned: float = 1.0,
     seed: int = 0,
@@ -86,17 +80,12 @@ def meta_train(
     Args:
       task: Names of one or more tasks: see optax-unf list.
       out: Folder of the run.
-      optimizer: Head of the learned optimizer; sgdm has no network.
+      architecture: Of the learned optimizer.
+      scalars: Initial values of the scalars; beside --start, --alpha alone may be given.
       stage: The one stage; --recipe or --config takes the place of these options.
       run: What holds for all stages; --config takes the place of these options.
       recipe: Stages that go far on a small budget, in place of one stage.
       config: JSON file with all settings and stages, such as the config.json of another run.
-      coefficients: Of a UNF head: full fits one architecture, tied fits any.
-      normalization: Of gradients: for the network, in each leaf, or by entry over time, as in Adam.
-      nominal: The nominal term: momentum as in the paper, or orthogonalized momentum.
-      step_size: Alpha as in the paper, or alpha times the distance that is estimated while training; then alpha is 1.
-      step_warmup: Initial time constant of a warm-up of the inner steps, meta-trained as well; 0 for none.
-      alpha: Initial step size; by default that of --start, or 0.1; by entry it is a rate of Adam, and must be given.
       start: Meta-weights to begin with, by name or path: see optax_unf.transfer_weights.
       learned: Factor of the learned part of the step of --start.
       seed: Of all randomness.
@@ -116,37 +105,38 @@ def meta_train(
         raise ValueError(f"{out} must not hold a run, but does. Continue it with --resume, or give a new folder.")
     if learned != 1.0 and start is None:
         raise ValueError(f"--learned changes the weights of --start, but is {learned} without --start.")
-    if normalization == "entry" and start is None and alpha is None and (nominal, step_size) == ("momentum", "alpha"):
-        raise ValueError("By entry the nominal term is Adam's: give its rate by --alpha, such as 1e-3.")
+    if start is not None and dataclasses.replace(scalars, alpha=None) != InitialScalars():
+        raise ValueError("The weights of --start have scalars already: beside it, only --alpha may be given.")
     _start_devices(devices)
     if coordinator is not None:
         meta.distributed.initialize(coordinator, process_id, processes)
     loaded = [tasks.get(name, data_dir=data_dir) for name in task]
-    architecture = Architecture(
-        head=_HEADS[optimizer],
-        coefficients=coefficients,
-        normalization=normalization,
-        nominal=nominal,
-        step=step_size,
-        step_warmup=step_warmup,
-    )
-    if alpha is None and start is None and step_size == "distance":
-        alpha = 1.0
-    if alpha is not None:
-        architecture = dataclasses.replace(architecture, alpha=alpha)
     settings = run_config(loaded, architecture.head, stage, run, recipe=recipe, file=config)
     key = jax.random.key(seed)
-    weights = None
-    if start is not None:
+    initial = begun = None if start is None else load_weights(start)
+    if begun is not None:
         spec, key_head = task_spec(loaded[0], architecture.head), jax.random.fold_in(key, 1)
-        weights = transfer_weights(load_weights(start), architecture, spec, key_head, alpha=alpha, learned=learned)
+        initial = transfer_weights(begun, architecture, spec, key_head, alpha=scalars.alpha, learned=learned)
     if first and not (resume and (out / "config.json").exists()):
         write_text(out / "config.json", json.dumps(settings.to_dict(), indent=1) + "\n")
     made = provenance(_command())  # before a long run: the checkout may change meanwhile
-    result = meta.meta_train(architecture, loaded, settings, key, weights=weights, out=out, progress=progress)
+    fresh = scalars if initial is None else None
+    result = meta.meta_train(
+        architecture, loaded, settings, key, weights=initial, scalars=fresh, out=out, progress=progress
+    )
     if not first:
         return
-    card = make_card(loaded, architecture, settings, result.curve, seconds=result.seconds, start=start, made=made)
+    card = make_card(
+        loaded,
+        architecture,
+        settings,
+        result.curve,
+        seconds=result.seconds,
+        made=made,
+        scalars=fresh,
+        start=start,
+        start_weights=begun,
+    )
     save_weights(out / "weights.safetensors", result.weights, card=card)
     _draw(out / "curves.png", plot_run(out))
     if save is not None:
@@ -292,7 +282,7 @@ def _command() -> list[str]:
 
 
 def _pretrained_for(task: str) -> list[str]:
-    wanted = [f"{task}-{head}{by}" for head in _HEADS for by in ("", "-entry")]
+    wanted = [f"{task}-{kind}{head}" for head in ("unf", "tied", "deepsets", "nfn", "sgdm") for kind in ("", "rms-")]
     if not (found := [name for name in wanted if name in pretrained_names()]):
         raise ValueError(
             f"There must be pretrained meta-weights for {task}, {' or '.join(wanted)}, but there are none. Name others "
@@ -316,7 +306,7 @@ def _traits(config: Architecture) -> list[str]:
     tied = (config.head, config.coefficients) == ("unf", "tied")
     traits = {
         "tied": tied,
-        "by entry": config.scales_entries,
+        "preconditioned": config.preconditioner is not None,
         "orthogonalized": config.nominal == "orthogonalized",
         "distance": config.step == "distance",
     }

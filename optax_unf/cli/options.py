@@ -28,11 +28,12 @@ class StageOptions:
       skip: Inner steps that a run of backprop takes before its first estimate.
       sigma: Standard deviation of the perturbation, of the evolution strategies.
       objective: Of the evolution strategies: the loss at the end of the inner run, or its mean over the run.
-      learning_rate: Of the outer Adam, at its peak; 0, beside --scalar-rate, leaves the network as it is.
+      learning_rate: Of the outer Adam, at its peak.
       schedule: Of the outer learning rate.
       warmup: Outer steps over which the rate rises from zero.
       scalar_rate: Peak for log alpha, logit gamma_0 and log beta; by default beta itself is trained, and all at the
         one rate.
+      trained: All meta-weights, or the scalars alone, with the network as it is.
     """
 
     steps: int = 50_000
@@ -47,6 +48,7 @@ class StageOptions:
     schedule: Literal["constant", "cosine"] = "constant"
     warmup: int = 0
     scalar_rate: float | None = None
+    trained: Literal["all", "scalars"] = "all"
 
     def stage(self) -> Stage:
         """The stage that the options describe."""
@@ -56,9 +58,10 @@ class StageOptions:
             raise ValueError(
                 f"The options of {self.estimator} are {_flags(sorted(known))}, but {_flags(sorted(ignored))} is given."
             )
-        settings = {name: getattr(self, name) for name in known}
+        shared = [field.name for field in dataclasses.fields(Stage) if field.name != "estimator"]
         return Stage(
-            estimator(**settings), self.steps, self.learning_rate, self.schedule, self.warmup, self.scalar_rate
+            estimator(**{name: getattr(self, name) for name in known}),
+            **{name: getattr(self, name) for name in shared},
         )
 
 

@@ -24,8 +24,8 @@ _COLOURS = (
     "AdamW, cosine",
     "SGDM",
 )
-# The same optimizer with gradients by entry: its colour, another line.
-_BY_ENTRY = ", by entry"
+# The same optimizer behind a preconditioner: its colour, another line.
+_PRECONDITIONED = ", preconditioned"
 _COLUMNS = 2
 
 
@@ -67,7 +67,7 @@ def plot_comparisons(comparisons: Iterable[Comparison]) -> "Figure":
                 np.asarray(values) for values in (result.curve.step, result.curve.mean, result.curve.error)
             )
             mean = np.where(np.isfinite(mean), mean, np.nan)
-            style = ("-." if result.name.endswith(_BY_ENTRY) else "-") if result.learned else "--"
+            style = ("-." if result.name.endswith(_PRECONDITIONED) else "-") if result.learned else "--"
             (handles[result.name],) = axes.plot(x, mean, style, color=colour, label=result.name, linewidth=1.4)
             band = np.where(np.isfinite(error), error, 0.0)
             axes.fill_between(x, mean - band, mean + band, color=colour, alpha=0.2, linewidth=0)
@@ -86,7 +86,7 @@ def plot_comparisons(comparisons: Iterable[Comparison]) -> "Figure":
 
 
 def _rank(name: str) -> int:
-    name = name.removesuffix(_BY_ENTRY)
+    name = name.removesuffix(_PRECONDITIONED)
     return _COLOURS.index(name) if name in _COLOURS else len(_COLOURS)
 
 

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from optax_unf.meta.config import MetaTrainConfig
-from optax_unf.optimizer.architecture import Architecture
+from optax_unf.optimizer.architecture import Architecture, InitialScalars
 from optax_unf.optimizer.meta_weights import MetaWeights
 from optax_unf.optimizer.theta import to_arrays
 from optax_unf.tasks.task import TaskLike, as_task
@@ -26,30 +26,34 @@ _PACKAGES = ("optax-unf", "jax", "flax", "optax")
 
 def make_card(
     tasks: Sequence[TaskLike],
-    optimizer: Architecture,
+    architecture: Architecture,
     config: MetaTrainConfig,
     curve: Sequence[Mapping[str, float]],
     *,
     seconds: float,
-    start: str | None,
     made: Mapping[str, Any],
+    scalars: InitialScalars | None = None,
+    start: str | None = None,
+    start_weights: MetaWeights | None = None,
 ) -> dict[str, Any]:
     """The card, as JSON holds it; `save_weights(..., card=card)` writes it beside the weights.
 
     Args:
       tasks: what was meta-trained on.
-      optimizer: the architecture.
+      architecture: of the learned optimizer.
       config: the settings.
       curve: the evaluations, see `MetaTrainResult.curve`.
       seconds: wall time of the run.
-      start: the weights that it began with, if not fresh ones.
       made: see `provenance`.
+      scalars: the initial ones of fresh weights.
+      start: the name of the weights that it began with, if not fresh ones.
+      start_weights: those weights, whose digest the card keeps: under the name there may be others later.
 
     Example:
       >>> from optax_unf import tasks
       >>> task = tasks.get("mlp-digits")
       >>> made = provenance(["optax-unf", "meta-train"])
-      >>> card = make_card([task], Architecture(), MetaTrainConfig(), [], seconds=1.0, start=None, made=made)
+      >>> card = make_card([task], Architecture(), MetaTrainConfig(), [], seconds=1.0, made=made)
       >>> card["task"], card["outer_steps"], card["command"]
       ('mlp-digits', 50000, 'optax-unf meta-train')
     """
@@ -60,12 +64,14 @@ def make_card(
         "commit": made["commit"],
         "date": made["date"],
         "start": start,
+        "start_digest": start_weights and digest(start_weights),
         "outer_steps": config.steps,
         "seconds": round(seconds),
         "machine": made["machine"],
         "versions": dict(made["versions"]),
         "selection": f"lowest final training loss over {config.evaluate_runs} fresh inner runs",
-        "optimizer": dataclasses.asdict(optimizer),
+        "architecture": dataclasses.asdict(architecture),
+        "scalars": scalars and dataclasses.asdict(scalars),
         "config": config.to_dict(),
         "curve": [dict(record) for record in curve],
     }

@@ -33,11 +33,11 @@ def named_tasks(task: TaskLike | Sequence[TaskLike]) -> dict[str, TaskLike]:
     return named
 
 
-def check_spaces(optimizer: Architecture, tasks: dict[str, TaskLike]) -> None:
+def check_spaces(architecture: Architecture, tasks: dict[str, TaskLike]) -> None:
     """Refuses tasks of different weight spaces for an architecture that fits one only."""
-    if not optimizer.fits_one_space:
+    if not architecture.fits_one_space:
         return
-    (first, space), *others = ((name, task_spec(task, optimizer.head)) for name, task in tasks.items())
+    (first, space), *others = ((name, task_spec(task, architecture.head)) for name, task in tasks.items())
     for name, other in others:
         try:
             check_fits(space, other)
@@ -48,13 +48,9 @@ def check_spaces(optimizer: Architecture, tasks: dict[str, TaskLike]) -> None:
             ) from error
 
 
-def check_start(weights: MetaWeights, optimizer: Architecture, tasks: dict[str, TaskLike]) -> None:
-    """Refuses weights of another architecture; initial values of scalars may differ."""
-    found, wanted = dataclasses.asdict(weights.architecture), dataclasses.asdict(optimizer)
-    for name in ("alpha", "beta", "gamma_0"):
-        del found[name], wanted[name]
-    for settings in (found, wanted):
-        settings["step_warmup"] = bool(settings["step_warmup"])
+def check_start(weights: MetaWeights, architecture: Architecture, tasks: dict[str, TaskLike]) -> None:
+    """Refuses weights of another architecture."""
+    found, wanted = dataclasses.asdict(weights.architecture), dataclasses.asdict(architecture)
     for name, value in wanted.items():
         if found[name] != value:
             raise ValueError(
@@ -62,4 +58,4 @@ def check_start(weights: MetaWeights, optimizer: Architecture, tasks: dict[str, 
                 f"{found[name]!r}, not {value!r}. transfer_weights makes such weights from others."
             )
     for task in tasks.values():
-        check_fits(weights.spec, task_spec(task, optimizer.head))
+        check_fits(weights.spec, task_spec(task, architecture.head))

@@ -21,12 +21,13 @@ class Stage:
     Attributes:
       estimator: the gradient estimator.
       steps: outer steps.
-      learning_rate: of the outer Adam, at its peak. 0, beside a `scalar_rate`, leaves the network as it is: estimators
-        then differentiate, and perturb, the scalars alone.
+      learning_rate: of the outer Adam, at its peak.
       schedule: `"constant"`, or `"cosine"` down to zero at the end of the stage.
       warmup: outer steps over which the rate rises linearly from zero.
       scalar_rate: the peak for log alpha, logit gamma_0 and log beta. By default beta itself is trained, and all of
         them at `learning_rate`: right for fresh weights, whose beta has to grow by far.
+      trained: `"all"`, or `"scalars"`: the network stays as it is, estimators differentiate or perturb the scalars
+        alone, beta as its logarithm, and `learning_rate` is theirs.
     """
 
     estimator: PES | NRES | FullES | TruncatedES | Backprop
@@ -35,20 +36,31 @@ class Stage:
     schedule: Literal["constant", "cosine"] = "constant"
     warmup: int = 0
     scalar_rate: float | None = None
+    trained: Literal["all", "scalars"] = "all"
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not 0 <= self.warmup < self.steps:
             raise ValueError(
                 f"A stage needs at least one outer step, and fewer of warm-up, but has {self.steps} and {self.warmup}."
             )
-        if not (self.learning_rate > 0 or (self.learning_rate == 0 and self.scalar_rate is not None)):
+        if not self.learning_rate > 0:
             raise ValueError(
-                f"learning_rate must be positive, or 0 where there is a scalar_rate, but is {self.learning_rate}."
+                f"learning_rate must be positive, but is {self.learning_rate}. trained='scalars' leaves the network as "
+                f"it is."
             )
         if self.scalar_rate is not None and not self.scalar_rate > 0:
             raise ValueError(f"scalar_rate must be positive, but is {self.scalar_rate}.")
+        if self.trained not in ("all", "scalars"):
+            raise ValueError(f"trained must be 'all' or 'scalars', but is {self.trained!r}.")
+        if self.trained == "scalars" and self.scalar_rate is not None:
+            raise ValueError("With trained='scalars' their rate is learning_rate, so scalar_rate must not be given.")
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"schedule must be 'constant' or 'cosine', but is {self.schedule!r}.")
+
+    @property
+    def log_beta(self) -> bool:
+        """Whether beta is trained as its logarithm."""
+        return self.trained == "scalars" or self.scalar_rate is not None
 
     def rate(self, peak: float | None = None) -> optax.Schedule:
         """A rate at each step of the stage, as its schedule wants it: `learning_rate`, or one with another peak."""

@@ -69,7 +69,7 @@ def start_stage(
 
     # Copies, because the outer step donates its state.
     theta = _strong(theta)
-    if stage.scalar_rate is not None:
+    if stage.log_beta:
         theta = with_positive_beta(theta)
     best_theta, best_loss = best or (jax.tree.map(jnp.copy, theta), jnp.float32(jnp.inf))
     return TrainState(theta, _adam(config, stage).init(theta), start(theta), best_theta, best_loss)
@@ -94,17 +94,16 @@ def make_outer_step(
     Returns:
       A function of the state, the run's key for outer steps, and the number of the step in its stage. Its metrics are
       those of the estimator, averaged over tasks (of several, also the `loss/TASK` of each), `grad_norm` and
-      `learning_rate`, that of the scalars where they alone are trained.
+      `learning_rate`.
     """
     stage = config.stages[number]
     adam = _adam(config, stage)
-    apart = stage.scalar_rate is not None
-    decoding = [Decoding(problem) if apart else problem for problem in problems.values()]
+    decoding = [Decoding(problem) if stage.log_beta else problem for problem in problems.values()]
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
     def outer_step(state: TrainState, key: Array, step: int) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(jax.random.fold_in(key, number), step)
-        theta = encode(state.theta) if apart else state.theta
+        theta = encode(state.theta) if stage.log_beta else state.theta
         estimates = []
         for n, (problem, own) in enumerate(zip(decoding, state.particles, strict=True)):
             seen, part = _seen(stage, problem, theta)
@@ -112,7 +111,7 @@ def make_outer_step(
             estimates.append(stage.estimator.estimate(seen, config.horizon, part, own, own_key))
         grads, particles, metrics = zip(*estimates, strict=True)
         grad = _mean(grads)
-        if stage.learning_rate == 0:
+        if stage.trained == "scalars":
             grad = jax.tree.map(jnp.zeros_like, theta)._replace(scalars=grad.scalars)
         updates, adam_state = adam.update(grad, state.adam)
         theta = jax.tree.map(jnp.add, theta, updates)
@@ -120,18 +119,20 @@ def make_outer_step(
             **_mean(metrics),
             "diverged": sum(own["diverged"] for own in metrics),
             "grad_norm": optax.tree.norm(grad),
-            "learning_rate": stage.rate(stage.learning_rate or stage.scalar_rate)(step),
+            "learning_rate": stage.rate()(step),
         }
         if len(problems) > 1:
             reported |= {f"loss/{task}": own["loss"] for task, own in zip(problems, metrics, strict=True)}
-        return state._replace(theta=decode(theta) if apart else theta, adam=adam_state, particles=particles), reported
+        return state._replace(
+            theta=decode(theta) if stage.log_beta else theta, adam=adam_state, particles=particles
+        ), reported
 
     return outer_step
 
 
 def _seen(stage: Stage, problem: InnerProblem, theta: Theta) -> tuple[InnerProblem, Theta]:
-    """What the estimator of a stage sees: where the network's rate is 0, the scalars alone."""
-    return around(problem, theta) if stage.learning_rate == 0 else (problem, theta)
+    """What the estimator of a stage sees: all meta-weights, or the scalars alone."""
+    return around(problem, theta) if stage.trained == "scalars" else (problem, theta)
 
 
 def _adam(config: MetaTrainConfig, stage: Stage) -> optax.GradientTransformation:

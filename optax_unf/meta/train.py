@@ -27,7 +27,7 @@ from optax_unf.meta.interrupt import Interruption
 from optax_unf.meta.metrics import Reporter
 from optax_unf.meta.outer import TrainState, make_outer_step, start_stage, state_shardings
 from optax_unf.meta.particles import placed
-from optax_unf.optimizer.architecture import Architecture
+from optax_unf.optimizer.architecture import Architecture, InitialScalars
 from optax_unf.optimizer.meta_weights import MetaWeights, init_weights
 from optax_unf.optimizer.theta import Layer
 from optax_unf.tasks.task import TaskLike, task_spec
@@ -55,12 +55,13 @@ class MetaTrainResult:
 
 
 def meta_train(
-    optimizer: Architecture,
+    architecture: Architecture,
     task: TaskLike | Sequence[TaskLike],
     config: MetaTrainConfig,
     key: Array,
     *,
     weights: MetaWeights | None = None,
+    scalars: InitialScalars | None = None,
     out: str | Path | None = None,
     progress: bool = True,
 ) -> MetaTrainResult:
@@ -78,18 +79,19 @@ def meta_train(
     - `tensorboard/`: the same numbers, if tensorboardX is installed.
 
     Args:
-      optimizer: architecture of the learned optimizer.
+      architecture: of the learned optimizer.
       task: the inner task, or several.
       config: settings.
       key: a PRNG key.
       weights: where to start; by default fresh meta-weights.
+      scalars: initial values of the scalars of fresh meta-weights.
       out: the run's folder.
       progress: show a progress bar (if tqdm is installed).
 
     Raises:
       ValueError: `out` holds a checkpoint of a run with other settings or one that is damaged; there is no task; tasks
-        have different weight spaces and the architecture fits one only; or `weights` are of another architecture or
-        another weight space.
+        have different weight spaces and the architecture fits one only; `weights` are of another architecture or
+        another weight space, or are given beside `scalars`.
       TypeError: a task lacks a method.
       ModuleNotFoundError: `out` is given and orbax is not installed.
       KeyboardInterrupt: SIGINT came.
@@ -107,15 +109,17 @@ def meta_train(
       2
     """
     tasks = named_tasks(task)
-    check_spaces(optimizer, tasks)
+    check_spaces(architecture, tasks)
     init_key, eval_key, outer_key = jax.random.split(key, 3)
     begin = None
+    if weights is not None and scalars is not None:
+        raise ValueError("Weights to start from have scalars already, so scalars= must be None beside weights=.")
     if weights is None:
-        weights = _initial_weights(optimizer, tasks, init_key)
+        weights = _initial_weights(architecture, tasks, init_key, scalars)
     else:
-        check_start(weights, optimizer, tasks)
+        check_start(weights, architecture, tasks)
         begin = digest(weights)
-    problems = {name: learned_training(optimizer, task, config.horizon) for name, task in tasks.items()}
+    problems = {name: learned_training(architecture, task, config.horizon) for name, task in tasks.items()}
     eval_keys = jax.random.split(eval_key, config.evaluate_runs)
 
     @jax.jit
@@ -125,7 +129,7 @@ def meta_train(
         )
 
     start = functools.partial(start_stage, problems, config, outer_key)
-    position = _Position(_settings(optimizer, tasks, config, key, begin))
+    position = _Position(_settings(architecture, scalars, tasks, config, key, begin))
     state = None
     with failures_explained(), contextlib.ExitStack() as stack:
         checkpoints = None
@@ -209,9 +213,12 @@ class _Position:
         return sum(stage.steps for stage in config.stages[: self.stage]) + self.step
 
 
-def _initial_weights(optimizer: Architecture, tasks: dict[str, TaskLike], key: Array) -> MetaWeights:
+def _initial_weights(
+    architecture: Architecture, tasks: dict[str, TaskLike], key: Array, scalars: InitialScalars | None = None
+) -> MetaWeights:
     """Fresh meta-weights that have every coefficient that a task asks for."""
-    first, *others = (init_weights(optimizer, task_spec(task, optimizer.head), key) for task in tasks.values())
+    spaces = [task_spec(task, architecture.head) for task in tasks.values()]
+    first, *others = (init_weights(architecture, space, key, scalars) for space in spaces)
     network = functools.reduce(_merged, (weights.theta.network for weights in others), first.theta.network)
     return dataclasses.replace(first, theta=first.theta._replace(network=network))
 
@@ -233,13 +240,19 @@ def _evaluated(
 
 
 def _settings(
-    optimizer: Architecture, tasks: dict[str, TaskLike], config: MetaTrainConfig, key: Array, start: str | None
+    architecture: Architecture,
+    scalars: InitialScalars | None,
+    tasks: dict[str, TaskLike],
+    config: MetaTrainConfig,
+    key: Array,
+    start: str | None,
 ) -> dict[str, Any]:
     data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
     settings = {
         "tasks": list(tasks),
         "key": np.asarray(data).tolist(),
-        "optimizer": dataclasses.asdict(optimizer),
+        "architecture": dataclasses.asdict(architecture),
+        "scalars": scalars and dataclasses.asdict(scalars),
         "start": start,
         **{name: value for name, value in config.to_dict().items() if name not in _FREE},
     }

@@ -1,4 +1,4 @@
-"""The architecture of a learned optimizer."""
+"""The architecture of a learned optimizer, and its scalars before meta-training."""
 
 import dataclasses
 from typing import Literal, TypeAlias, get_args
@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias, get_args
 from optax_unf.nn.unf import Coefficients
 
 Head: TypeAlias = Literal["unf", "nfn", "deepsets", "none"]
-Normalization: TypeAlias = Literal["leaf", "entry"]
+Preconditioner: TypeAlias = Literal["rms"] | None
 Nominal: TypeAlias = Literal["momentum", "orthogonalized"]
 Step: TypeAlias = Literal["alpha", "distance"]
 
@@ -14,7 +14,6 @@ Step: TypeAlias = Literal["alpha", "distance"]
 _CHOICES = {
     "head": Head,
     "coefficients": Coefficients,
-    "normalization": Normalization,
     "nominal": Nominal,
     "step": Step,
 }
@@ -22,7 +21,7 @@ _CHOICES = {
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """The architecture of a learned optimizer, and its scalars before meta-training.
+    """The architecture of a learned optimizer: all that is not a number of theta.
 
     Attributes:
       head: the last layer of f: `"unf"`, `"nfn"`, `"deepsets"`, or `"none"` for f = 0, which is SGD with momentum.
@@ -30,19 +29,16 @@ class Architecture:
       hidden_channels: width of the trunk.
       hidden_layers: Deep Sets layers before the head.
       pool: whether the trunk's Deep Sets layers have their pooled part.
-      normalization: of gradients and momenta. `"leaf"`: for f, each is divided by its root mean square in the leaf.
-        `"entry"`: gradients are divided by their root mean square over time, entry by entry as in Adam, before anything
-        else, and momenta for f by what theirs would be if gradients were noise; this takes one more accumulator. The
-        nominal term is then that of Adam, and alpha has the size of its rates.
+      preconditioner: `None`, or `"rms"`: before anything else, gradients are divided by their root mean square over
+        time, entry by entry as in Adam. The nominal term is then that of Adam, and alpha has the size of its rates. For
+        f, momenta are divided by what theirs would be if gradients were noise; without a preconditioner, gradients and
+        momenta are divided by their root mean square in the leaf.
       nominal: the nominal term. `"momentum"` as in the paper, or `"orthogonalized"`: `scale_by_orthogonal`, with the
-        step of Adam where there is no matrix, whatever the normalization.
+        step of Adam where there is no matrix, whatever the preconditioner.
       step: what the direction is multiplied by. `"alpha"` as in the paper, or `"distance"`: alpha times a size that is
         found while training (`scale_by_found_step`); alpha is then best near 1.
-      alpha: initial step size.
-      gamma_0: initial decay of the nominal momentum.
-      beta: initial weight of f.
-      step_warmup: initial time constant tau of a warm-up, in steps: step t is multiplied by 1 - exp(-t / tau) (Ma &
-        Yarats 2021, arXiv:1910.04209), and tau meta-trained. With 0 there is none, as in the paper.
+      step_warmup: whether step t is multiplied by 1 - exp(-t / tau) (Ma & Yarats 2021, arXiv:1910.04209), with a time
+        constant tau that is meta-trained.
     """
 
     head: Head = "unf"
@@ -50,13 +46,10 @@ class Architecture:
     hidden_channels: int = 32
     hidden_layers: int = 3
     pool: bool = False
-    normalization: Normalization = "leaf"
+    preconditioner: Preconditioner = None
     nominal: Nominal = "momentum"
     step: Step = "alpha"
-    alpha: float = 0.1
-    gamma_0: float = 0.9
-    beta: float = 1e-3
-    step_warmup: float = 0.0
+    step_warmup: bool = False
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -68,10 +61,8 @@ class Architecture:
                 f"hidden_channels and hidden_layers must be positive, but are {self.hidden_channels} and "
                 f"{self.hidden_layers}."
             )
-        if not (self.alpha > 0 and 0 < self.gamma_0 < 1):
-            raise ValueError(f"alpha must be positive and gamma_0 in (0, 1), but are {self.alpha} and {self.gamma_0}.")
-        if not self.step_warmup >= 0:
-            raise ValueError(f"step_warmup must be a number of steps, or 0 for none, but is {self.step_warmup}.")
+        if self.preconditioner not in (None, "rms"):
+            raise ValueError(f"preconditioner must be None or 'rms', but is {self.preconditioner!r}.")
 
     @property
     def fits_one_space(self) -> bool:
@@ -79,6 +70,34 @@ class Architecture:
         return self.head == "nfn" or (self.head == "unf" and self.coefficients == "full")
 
     @property
-    def scales_entries(self) -> bool:
-        """Whether gradients are divided by their root mean square over time, which the state then holds."""
-        return self.normalization == "entry"
+    def usual_alpha(self) -> float:
+        """A step size to begin meta-training with, beside this nominal term."""
+        if self.step == "distance":
+            return 1.0
+        return 0.1 if self.nominal == "momentum" and self.preconditioner is None else 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class InitialScalars:
+    """The scalars of Eq. 31 before meta-training.
+
+    Attributes:
+      alpha: step size; `None` for `Architecture.usual_alpha`: 0.1 beside momentum, 1e-3 beside a nominal term of Adam's
+        size, 1 where the step is found while training.
+      gamma_0: decay of the nominal momentum.
+      beta: weight of f.
+      warmup_time: time constant of the warm-up, in steps, where there is one.
+    """
+
+    alpha: float | None = None
+    gamma_0: float = 0.9
+    beta: float = 1e-3
+    warmup_time: float = 100.0
+
+    def __post_init__(self) -> None:
+        if self.alpha is not None and not self.alpha > 0:
+            raise ValueError(f"alpha must be positive, but is {self.alpha}.")
+        if not 0 < self.gamma_0 < 1:
+            raise ValueError(f"gamma_0 must be in (0, 1), but is {self.gamma_0}.")
+        if not self.warmup_time > 0:
+            raise ValueError(f"warmup_time must be a positive number of steps, but is {self.warmup_time}.")

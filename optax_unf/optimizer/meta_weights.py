@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from optax_unf.optimizer.architecture import Architecture
+from optax_unf.optimizer.architecture import Architecture, InitialScalars
 from optax_unf.optimizer.network import Network
 from optax_unf.optimizer.theta import Scalars, Theta
 from optax_unf.spec.axes import Name
@@ -42,13 +42,16 @@ class MetaWeights:
         return self.theta.scalars.gamma_0
 
 
-def init_weights(architecture: Architecture, spec: PermutationSpec, key: Array) -> MetaWeights:
+def init_weights(
+    architecture: Architecture, spec: PermutationSpec, key: Array, scalars: InitialScalars | None = None
+) -> MetaWeights:
     """Meta-weights before any meta-training.
 
     Args:
       architecture: of the learned optimizer.
       spec: the weight space. Tied coefficients take from it which roles there are, and nothing else.
       key: a PRNG key.
+      scalars: those of Eq. 31; by default `InitialScalars()`.
 
     Raises:
       TypeError: `spec` is no `PermutationSpec`.
@@ -59,14 +62,19 @@ def init_weights(architecture: Architecture, spec: PermutationSpec, key: Array) 
             f"make_spec(names, params), infer_spec and Inferred(...).of(params) make one."
         )
     learns = architecture.head != "none"
-    scalars = Scalars(
-        log_alpha=jnp.log(jnp.float32(architecture.alpha)),
-        logit_gamma_0=jax.scipy.special.logit(jnp.float32(architecture.gamma_0)),
-        beta=jnp.float32(architecture.beta) if learns else None,
-        log_step_warmup=jnp.log(jnp.float32(architecture.step_warmup)) if architecture.step_warmup else None,
-    )
     network = Network(architecture, spec).init(key) if learns else ()
-    return MetaWeights(Theta(scalars, network), architecture, spec if architecture.fits_one_space else None)
+    theta = Theta(_scalars(architecture, scalars or InitialScalars()), network)
+    return MetaWeights(theta, architecture, spec if architecture.fits_one_space else None)
+
+
+def _scalars(architecture: Architecture, initial: InitialScalars) -> Scalars:
+    alpha = architecture.usual_alpha if initial.alpha is None else initial.alpha
+    return Scalars(
+        log_alpha=jnp.log(jnp.float32(alpha)),
+        logit_gamma_0=jax.scipy.special.logit(jnp.float32(initial.gamma_0)),
+        beta=None if architecture.head == "none" else jnp.float32(initial.beta),
+        log_step_warmup=jnp.log(jnp.float32(initial.warmup_time)) if architecture.step_warmup else None,
+    )
 
 
 def check_fits(own: PermutationSpec | None, spec: PermutationSpec) -> None:

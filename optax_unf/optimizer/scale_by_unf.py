@@ -32,10 +32,10 @@ class ScaleByUNFState(NamedTuple):
     Attributes:
       count: number of updates so far, int32 [].
       mu: trees like the parameters, of the accumulator dtype: the momentum at gamma_0, unless the nominal term holds
-        its own, then, unless f = 0, those at 0.1, 0.5, 0.9, 0.99, 0.999 and 0.9999. With normalization `"entry"` they
-        are of gradients that `nu` has scaled.
-      nu: a tree like the parameters, at least float32: the mean square of each gradient over time, if the weights'
-        normalization is `"entry"`; else None.
+        its own, then, unless f = 0, those at 0.1, 0.5, 0.9, 0.99, 0.999 and 0.9999. Behind a preconditioner
+        they are of gradients that `nu` has scaled.
+      nu: a tree like the parameters, at least float32: the mean square of each gradient over time, if the weights have
+        a preconditioner; else None.
       nominal: the `ScaleByOrthogonalState` of an orthogonalized nominal term; else None.
     """
 
@@ -60,10 +60,10 @@ def scale_by_unf(
        m_t^{\gamma} = \gamma m_{t-1}^{\gamma} + (1 - \gamma) \nabla_t, $$
 
     without the step size alpha and its sign: see `unf`. The first term is the nominal one; weights may have
-    orthogonalized momentum in its place (`Architecture.nominal`). Weights with a warm-up
-    (`Architecture.step_warmup`) multiply it by 1 - exp(-t / tau), t being the number of the update. It is a pure
-    function of the weights, so that `jax.vmap` and `jax.grad` over them work. Features are computed in float32, or in
-    float64 where a parameter is. Outside of `jax.jit` too, the sum is one compiled program.
+    orthogonalized momentum in its place (`Architecture.nominal`). Weights with a warm-up (`Architecture.step_warmup`)
+    multiply it by 1 - exp(-t / tau), t being the number of the update. It is a pure function of the weights, so that
+    `jax.vmap` and `jax.grad` over them work. Features are computed in float32, or in float64 where a parameter is.
+    Outside of `jax.jit` too, the sum is one compiled program.
 
     A gradient that is not finite makes the update not finite, and enters the momenta: wrap the optimizer in
     `optax.apply_if_finite`, which then drops the step and keeps the old state.
@@ -87,8 +87,7 @@ def scale_by_unf(
 
     Raises:
       ValueError: `params` is missing; the trees or the spec do not match; the state is that of weights with another
-        normalization; full-coefficient weights are used for
-        another weight space than theirs, or for a part of it.
+        preconditioner; full-coefficient weights are used for another weight space than theirs, or for a part of it.
       TypeError: a parameter or gradient is not real floating-point, or `accumulator_dtype` is not; `tile_entries` is
         not a natural number; the state is that of another transformation.
 
@@ -119,7 +118,7 @@ def scale_by_unf(
         return ScaleByUNFState(
             count=replicated(jnp.zeros([], jnp.int32), params),
             mu=tuple(jax.tree.map(zero, params) for _ in range(_number_of_momenta(weights.architecture))),
-            nu=jax.tree.map(zero_nu, params) if weights.architecture.scales_entries else None,
+            nu=jax.tree.map(zero_nu, params) if weights.architecture.preconditioner else None,
             nominal=None if nominal is None else nominal.init(params),
         )
 
@@ -189,10 +188,10 @@ def _checked_state(state: optax.OptState, architecture: Architecture) -> ScaleBy
         raise ValueError(
             f"The state must hold {wanted} trees of momenta, but holds {len(state.mu)}. Call init with these weights."
         )
-    if (state.nu is not None) != architecture.scales_entries:
+    if (state.nu is not None) != (architecture.preconditioner is not None):
         raise ValueError(
             f"The state {'lacks' if state.nu is None else 'has'} mean squares of the gradients, and is not "
-            f"that of weights with normalization={architecture.normalization!r}. Call init with these weights."
+            f"that of weights with preconditioner={architecture.preconditioner!r}. Call init with these weights."
         )
     if (state.nominal is not None) != (architecture.nominal == "orthogonalized"):
         raise ValueError(

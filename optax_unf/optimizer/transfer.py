@@ -25,7 +25,7 @@ def transfer_weights(
 
     The trunk and the scalars are carried over, and so is the head where it can be: tied coefficients become full ones
     that compute the same. Otherwise the head is fresh, and so is beta, its weight. A warm-up that the weights lack
-    begins as the architecture says.
+    begins at its usual size.
 
     Args:
       weights: where to begin.
@@ -39,7 +39,7 @@ def transfer_weights(
 
     Raises:
       ValueError: the trunks differ, the weights have a warm-up and the architecture none, alpha is not positive, or it
-        is not given although the normalization, and with it the size of the nominal term, is another.
+        is not given although the size of the nominal term is another.
       TypeError: `spec` is no `PermutationSpec`.
 
     Example:
@@ -54,7 +54,7 @@ def transfer_weights(
     if alpha is not None and not alpha > 0:
         raise ValueError(f"alpha must be positive, but is {alpha}.")
     for name, size in (
-        ("normalization", "By entry it has the size of a rate of Adam"),
+        ("preconditioner", "Behind it the step has the size of a rate of Adam"),
         ("nominal", "Beside an orthogonalized term it has the size of a rate of Adam"),
         ("step", "Beside an estimated distance it is about 1"),
     ):
@@ -66,8 +66,8 @@ def transfer_weights(
             )
     if weights.architecture.step_warmup and not architecture.step_warmup:
         raise ValueError(
-            f"The weights have a warm-up of the step, but the architecture wanted has none. Give it step_warmup="
-            f"{weights.architecture.step_warmup}: the weights' own time constant is carried over."
+            "The weights have a warm-up of the step, but the architecture wanted has none. Give it step_warmup=True: "
+            "the weights' own time constant is carried over."
         )
     fresh = init_weights(architecture, spec, key)
     old, new = weights.theta, fresh.theta

@@ -90,7 +90,7 @@ def _update(
 
     # m^gamma_0 + beta f(W, g, {m^gamma_i}, t)
     if scalars.beta is not None:
-        known = noise_squares(count, dtype) if network.architecture.scales_entries else None
+        known = noise_squares(count, dtype) if network.architecture.preconditioner else None
         features = list(zip(params, g, *mu[-len(DECAYS) :], strict=True))
         f = network(theta.network, features, known, encode_step(count), dtype)
         beta = scalars.beta.astype(dtype)

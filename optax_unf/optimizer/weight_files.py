@@ -63,7 +63,7 @@ def _read(path: Path, modified: int) -> tuple[Architecture, PermutationSpec | No
             f"{metadata.get('format')!r}. Only files that optax_unf.save_weights wrote can be loaded."
         )
     try:
-        architecture, spec = _architecture_from_json(metadata["config"]), spec_from_json(metadata["spec"])
+        architecture, spec = _architecture_from_json(metadata["architecture"]), spec_from_json(metadata["spec"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} must describe an architecture and a weight space as optax_unf.save_weights does, but does not: "
@@ -88,7 +88,7 @@ def save_weights(path: str | Path, weights: MetaWeights, *, card: Mapping[str, A
     card_text = None if card is None else json.dumps(card, indent=1) + "\n"
     metadata = {
         "format": _FORMAT,
-        "config": json.dumps(dataclasses.asdict(weights.architecture)),
+        "architecture": json.dumps(dataclasses.asdict(weights.architecture)),
         "spec": spec_to_json(weights.spec),
     }
     write_arrays(path, to_arrays(weights.theta), metadata)

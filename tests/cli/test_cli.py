@@ -17,12 +17,13 @@ from optax_unf import Architecture, __version__, load_card, load_weights, tasks
 from optax_unf.cli.options import RunOptions, StageOptions, run_config
 from optax_unf.cli.program import main
 from optax_unf.meta import PES, MetaTrainConfig, Stage, meta_train
+from optax_unf.meta.card import digest
 
-TINY = ("--task", "mlp-digits", "--optimizer", "sgdm", "--no-progress")
+TINY = ("--task", "mlp-digits", "--head", "none", "--no-progress")
 STAGE = ("--steps", "3", "--pairs", "1", "--truncation", "2", "--learning-rate", "0.1")
 RUN = ("--horizon", "4", "--evaluate-every", "1", "--evaluate-runs", "2")
 CARD = {"task", "data", "command", "commit", "date", "start", "outer_steps", "seconds", "machine", "versions"}
-CARD |= {"selection", "optimizer", "config", "curve"}
+CARD |= {"selection", "architecture", "scalars", "start_digest", "config", "curve"}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -48,7 +49,9 @@ def test_list(capsys):
     main(["list"])
     printed = capsys.readouterr().out
     assert re.search(
-        r"mlp-fashion-mnist-unf +mlp-fashion-mnist alone +mlp-fashion-mnist +unf .* alpha, 0\.075 +210", printed
+        r"mlp-fashion-mnist-unf +mlp-fashion-mnist alone +mlp-fashion-mnist +unf, full "
+        r".* alpha, 0\.075 +210 +0\.353 +0\.371",
+        printed,
     )
     assert set(tasks.names()) <= set(printed.split())
     main(["list", "--describe", "--task", "mlp-digits"])
@@ -86,7 +89,7 @@ def test_meta_train_then_resume_and_repeat(tmp_path, capsys):
     assert "other settings: its stages" in failure(capsys, *longer, "--out", str(out), "--resume")
     assert MetaTrainConfig.from_dict(json.loads((out / "config.json").read_text())) == config
     message = failure(capsys, *again, "--out", str(out), "--resume", "--start", "mlp-fashion-mnist-sgdm")
-    assert "other settings: its start is None" in message
+    assert "other settings: its scalars is" in message
 
     (out / "curves.png").unlink()
     main(["plot", str(out)])
@@ -94,18 +97,19 @@ def test_meta_train_then_resume_and_repeat(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("alpha", "normalization", "warmup"), [(None, "leaf", 0.0), (2e-3, "entry", 40.0)])
-def test_meta_training_begins_with_other_weights(tmp_path, alpha, normalization, warmup):
+@pytest.mark.parametrize("others", [False, True])
+def test_meta_training_begins_with_other_weights(tmp_path, others):
     start = "mlp-fashion-mnist-sgdm"
-    options = ["--start", start, "--normalization", normalization, "--step-warmup", str(warmup)]
-    options += ["--alpha", str(alpha)] if alpha else []
+    options = ["--start", start]
+    options += ["--preconditioner", "rms", "--step-warmup", "--alpha", "2e-3"] if others else []
     rate = ("--steps", "1", "--pairs", "1", "--truncation", "2", "--learning-rate", "1e-30")
     main(["meta-train", *TINY, *rate, *RUN, "--out", str(tmp_path / "run"), *options])
     trained = load_weights(tmp_path / "run" / "weights.safetensors")
-    np.testing.assert_allclose(trained.alpha, alpha or load_weights(start).alpha, rtol=1e-6)
-    assert trained.architecture.normalization == normalization
-    np.testing.assert_allclose(trained.theta.scalars.warmup(0), 1 - np.exp(-1 / warmup) if warmup else 1.0, rtol=1e-5)
-    assert load_card(tmp_path / "run" / "weights.safetensors")["start"] == start
+    np.testing.assert_allclose(trained.alpha, 2e-3 if others else load_weights(start).alpha, rtol=1e-6)
+    assert trained.architecture.preconditioner == ("rms" if others else None)
+    np.testing.assert_allclose(trained.theta.scalars.warmup(0), 1 - np.exp(-1 / 100) if others else 1.0, rtol=1e-5)
+    card = load_card(tmp_path / "run" / "weights.safetensors")
+    assert (card["start"], card["start_digest"]) == (start, digest(load_weights(start)))
 
 
 @pytest.mark.parametrize("steps", ["0", "-5"])
@@ -122,9 +126,10 @@ def test_the_learned_part_of_a_start_needs_a_start(capsys, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_nominal_term_by_entry_needs_its_rate(capsys, tmp_path):
-    message = failure(capsys, "meta-train", *TINY, *RUN, "--out", str(tmp_path / "run"), "--normalization", "entry")
-    assert "give its rate by --alpha" in message
+def test_a_start_has_scalars_already(capsys, tmp_path):
+    start = ("--start", "mlp-fashion-mnist-sgdm", "--gamma-0", "0.5")
+    message = failure(capsys, "meta-train", *TINY, *RUN, "--out", str(tmp_path / "run"), *start)
+    assert "beside it, only --alpha may be given" in message
     assert not (tmp_path / "run").exists()
 
 
@@ -155,7 +160,7 @@ def test_a_recipe_is_its_stages():
     ("arguments", "message"),
     [
         (["meta-train", "--task", "mlp-nothing"], "The task must be one of mlp-digits"),
-        (["meta-train", "--task", "mlp-digits", "--optimizer", "adam"], "adam"),
+        (["meta-train", "--task", "mlp-digits", "--head", "adam"], "adam"),
         (
             ["meta-train", *TINY, "--estimator", "backprop", "--pairs", "3"],
             "--runs, --skip, --truncation, but --pairs is given",
@@ -301,8 +306,8 @@ def test_a_task_of_ones_own_serves_every_command(tmp_path, capsys):
             task,
             *STAGE,
             *RUN,
-            "--optimizer",
-            "sgdm",
+            "--head",
+            "none",
             "--out",
             str(tmp_path / "run"),
             "--no-progress",

@@ -84,8 +84,8 @@ def test_sgd_with_momentum_has_the_rate_of_scalars():
 @pytest.mark.parametrize(
     "estimator", [Backprop(runs=2, truncation=5), NRES(pairs=2, truncation=5, sigma=0.1), FullES(pairs=2, sigma=0.1)]
 )
-def test_without_a_rate_for_the_network_only_scalars_move(estimator):
-    stage = Stage(estimator, steps=1, learning_rate=0.0, scalar_rate=0.1)
+def test_scalars_alone_are_trained(estimator):
+    stage = Stage(estimator, steps=1, learning_rate=0.1, trained="scalars")
     config = MetaTrainConfig((stage,), horizon=20, evaluate_runs=1)
     start = dataclasses.replace(init_weights(SMALL, task_spec(Quadratic()), KEY), theta=theta_with(0.02))
     last = meta_train(SMALL, Quadratic(), config, KEY, weights=start, progress=False).last.theta
@@ -96,7 +96,7 @@ def test_without_a_rate_for_the_network_only_scalars_move(estimator):
 
 @pytest.mark.slow
 def test_evolution_of_the_scalars_lowers_the_final_loss():
-    stage = Stage(FullES(pairs=8, sigma=0.1), steps=20, learning_rate=0.0, scalar_rate=0.1)
+    stage = Stage(FullES(pairs=8, sigma=0.1), steps=20, learning_rate=0.1, trained="scalars")
     config = MetaTrainConfig((stage,), horizon=20, evaluate_every=10, evaluate_runs=8)
     theta = theta_with(0.02).with_scalars(log_alpha=jnp.log(0.01))
     start = dataclasses.replace(init_weights(SMALL, task_spec(Quadratic()), KEY), theta=theta)

@@ -35,6 +35,7 @@ from optax_unf import (
     Architecture,
     Concat,
     Fixed,
+    InitialScalars,
     MetaWeights,
     init_weights,
     load_weights,
@@ -232,8 +233,9 @@ def test_sizes_of_parts_are_compared():
 @pytest.mark.parametrize("coefficients", ["full", "tied"])
 def test_the_optimizer_commutes_with_the_group(coefficients):
     spec = make_concat_space(SKIP)
-    config = Architecture(hidden_channels=4, hidden_layers=1, coefficients=coefficients, beta=1.0)
-    weights = jax.jit(functools.partial(init_weights, config, spec))(jax.random.key(0))
+    config = Architecture(hidden_channels=4, hidden_layers=1, coefficients=coefficients)
+    init = functools.partial(init_weights, config, spec, scalars=InitialScalars(beta=1.0))
+    weights = jax.jit(init)(jax.random.key(0))
     tx = unf(weights, spec=spec)
     params, grads = (jax.tree.map(lambda x: x[..., 0], random_features(spec, jax.random.key(n), 1)) for n in range(2))
     g = spec.random_permutation(jax.random.key(3))

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from optax_unf import Architecture, init_weights, make_spec, unf
+from optax_unf import Architecture, InitialScalars, init_weights, make_spec, unf
 
 HEADS = ("none", "deepsets", "tied", "full")
 AXES = {"w": ("in", "out"), "b": ("out",), "scale": ()}
@@ -26,8 +26,8 @@ SPEC = make_spec(AXES, make_params())
 
 def make_weights(head, spec=SPEC, **config):
     kind, coefficients = ("unf", head) if head in ("tied", "full") else (head, "full")
-    config = Architecture(head=kind, coefficients=coefficients, hidden_channels=4, hidden_layers=1, beta=0.5, **config)
-    return init_weights(config, spec, jax.random.key(7))
+    architecture = Architecture(head=kind, coefficients=coefficients, hidden_channels=4, hidden_layers=1, **config)
+    return init_weights(architecture, spec, jax.random.key(7), InitialScalars(beta=0.5, warmup_time=10.0))
 
 
 each_head = pytest.mark.parametrize("head", HEADS)

@@ -13,7 +13,7 @@ import optax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from optax_unf import Architecture, Inferred, check_spec, init_weights, make_spec, unf
+from optax_unf import Architecture, Inferred, InitialScalars, check_spec, init_weights, make_spec, unf
 
 AXES = {
     "embed": ("vocabulary", "model"),
@@ -49,9 +49,9 @@ SPEC = make_spec(AXES, PARAMS, sizes={"heads": SIZES["heads"]})
 @functools.cache
 def make(head):
     kind, coefficients = ("unf", head) if head in ("tied", "full") else (head, "full")
-    normalization = "entry" if head == "tied" else "leaf"
-    config = Architecture(kind, coefficients, 8, 1, normalization=normalization, beta=0.5)
-    return unf(init_weights(config, SPEC, jax.random.key(7)), spec=SPEC)
+    preconditioner = "rms" if head == "tied" else None
+    config = Architecture(kind, coefficients, 8, 1, preconditioner=preconditioner)
+    return unf(init_weights(config, SPEC, jax.random.key(7), InitialScalars(beta=0.5)), spec=SPEC)
 
 
 def mesh_of(shape, kind):

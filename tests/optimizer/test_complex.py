@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from optax_unf import Architecture, Inferred, check_spec, infer_spec, init_weights, make_spec, unf
+from optax_unf import Architecture, Inferred, InitialScalars, check_spec, infer_spec, init_weights, make_spec, unf
 from optax_unf.spec.pairs import joined
 
 pytestmark = pytest.mark.promotes("complex times real")
@@ -43,8 +43,10 @@ def halved_axes():
 
 
 def make_weights(coefficients="tied"):
-    config = Architecture(coefficients=coefficients, hidden_channels=4, hidden_layers=1, beta=0.5)
-    return init_weights(config, make_spec(halved_axes(), halves(make_params())), jax.random.key(7))
+    config = Architecture(coefficients=coefficients, hidden_channels=4, hidden_layers=1)
+    return init_weights(
+        config, make_spec(halved_axes(), halves(make_params())), jax.random.key(7), InitialScalars(beta=0.5)
+    )
 
 
 def step(tx):

@@ -13,10 +13,10 @@ from optax_unf import make_spec, scale_by_unf, unf
 SPEC = make_spec(AXES, make_params())
 FLOAT8 = ["float8_e4m3fn", "float8_e5m2", "float8_e4m3", "float8_e3m4"]
 HEADS = [
-    ("none", {"normalization": "leaf", "step_warmup": 10.0}),
-    ("deepsets", {"normalization": "entry"}),
+    ("none", {"preconditioner": None, "step_warmup": True}),
+    ("deepsets", {"preconditioner": "rms"}),
     ("deepsets", {"pool": True}),
-    ("tied", {"normalization": "entry", "step_warmup": 10.0}),
+    ("tied", {"preconditioner": "rms", "step_warmup": True}),
     ("full", {}),
     ("none", {"nominal": "orthogonalized", "step": "distance"}),
 ]

@@ -8,7 +8,7 @@ import optax
 import pytest
 from learned import SPEC, close, descend, each_head, make, make_params, two_heads, weights_of
 
-from optax_unf import Architecture, init_weights, load_weights, scale_by_unf, unf
+from optax_unf import Architecture, InitialScalars, init_weights, load_weights, scale_by_unf, unf
 
 # Arguments and hyperparameters.
 
@@ -112,7 +112,7 @@ def test_apply_every_adds_up_the_updates(head):
 @pytest.mark.promotes("optax's counts of steps are whole numbers")
 def test_apply_every_is_one_large_batch_where_the_update_is_linear():
     # Without momentum and network the sum of k updates is one update with the sum of the gradients.
-    weights = init_weights(Architecture(head="none", gamma_0=1e-6), SPEC, jax.random.key(0))
+    weights = init_weights(Architecture(head="none"), SPEC, jax.random.key(0), InitialScalars(gamma_0=1e-6))
     batches = [make_params(n) for n in (1, 2)]
     every = optax.chain(unf(weights), optax.apply_every(2))
     state = every.init(make_params())

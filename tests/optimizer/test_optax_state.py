@@ -68,7 +68,7 @@ def test_float64_updates_are_more_precise(head):
 @pytest.mark.parametrize("size", [1e-4, 1.0, 1e3])
 def test_narrow_accumulators_keep_the_scale_by_entry(dtype, size):
     """Of a constant gradient, the nominal term goes to 1, as in Adam."""
-    weights = make_weights("none", normalization="entry")
+    weights = make_weights("none", preconditioner="rms")
     tx = unf(weights, spec=SPEC, accumulator_dtype=dtype, factor=1 / weights.alpha)
     params, state = make_params(), tx.init(make_params())
     assert {x.dtype for x in jax.tree.leaves(state[0].nu)} == {jnp.dtype("float32")}

@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax.core import FrozenDict
 
-from optax_unf import Architecture, init_weights, make_spec, scale_by_unf, unf
+from optax_unf import Architecture, InitialScalars, init_weights, make_spec, scale_by_unf, unf
 from optax_unf.optimizer.features import DECAYS, SQUARE_DECAY, TIME_SCALES
 
 AXES = {"first": {"kernel": ("in", "hidden"), "bias": ("hidden",)}, "second": {"kernel": ("hidden", "out")}}
@@ -28,8 +28,9 @@ def make_params(key=0, dtype=jnp.float32):
 
 
 def make_weights(head="unf", coefficients="full", beta=0.5, **kwargs):
-    config = Architecture(head=head, coefficients=coefficients, hidden_channels=8, beta=beta, **kwargs)
-    return init_weights(config, make_spec(AXES, make_params()), jax.random.key(7))
+    architecture = Architecture(head=head, coefficients=coefficients, hidden_channels=8, **kwargs)
+    scalars = InitialScalars(alpha=0.1, beta=beta, warmup_time=3.0)
+    return init_weights(architecture, make_spec(AXES, make_params()), jax.random.key(7), scalars)
 
 
 def by_hand(weights, grads_of_steps, params):
@@ -41,7 +42,7 @@ def by_hand(weights, grads_of_steps, params):
     momenta = [jax.tree.map(np.zeros_like, params) for _ in decays]
     directions = []
     for t, grads in enumerate(grads_of_steps):
-        if weights.architecture.normalization == "entry":
+        if weights.architecture.preconditioner == "rms":
             # The mean square over time as a weighted sum, whose weights are divided by their own sum.
             ages = SQUARE_DECAY ** np.arange(t, -1, -1.0)
             history = grads_of_steps[: t + 1]
@@ -56,7 +57,7 @@ def by_hand(weights, grads_of_steps, params):
             channels = []
             for n, x in enumerate((w, g, *ms)):
                 mean_square = np.mean(x**2)
-                if n and weights.architecture.normalization == "entry":
+                if n and weights.architecture.preconditioner == "rms":
                     # Of a weighted sum of unit noise: the sum of the squared weights.
                     decay = 0.0 if n == 1 else DECAYS[n - 2]
                     mean_square = sum(((1 - decay) * decay**age) ** 2 for age in range(t + 1))
@@ -75,9 +76,9 @@ def by_hand(weights, grads_of_steps, params):
     return directions
 
 
-@pytest.mark.parametrize(("normalization", "step_warmup"), [("leaf", 0.0), ("entry", 0.0), ("leaf", 3.0)])
-def test_update_is_equation_31(normalization, step_warmup):
-    weights = make_weights("deepsets", normalization=normalization, step_warmup=step_warmup)
+@pytest.mark.parametrize(("preconditioner", "step_warmup"), [(None, False), ("rms", False), (None, True)])
+def test_update_is_equation_31(preconditioner, step_warmup):
+    weights = make_weights("deepsets", preconditioner=preconditioner, step_warmup=step_warmup)
     params = make_params()
     grads = [make_params(key) for key in (1, 2, 3)]
     tx = scale_by_unf(weights)
@@ -116,7 +117,7 @@ def test_sgdm_is_optax_sgd_with_momentum():
 @pytest.mark.promotes("optax's counts of steps are whole numbers")
 def test_sgdm_by_entry_is_adam():
     # But for the correction of the first moment, which `scale_by_adam` divides by 1 - gamma^t.
-    weights, params = make_weights("none", normalization="entry"), make_params()
+    weights, params = make_weights("none", preconditioner="rms"), make_params()
     gamma = float(weights.gamma_0)
     ours, theirs = scale_by_unf(weights), optax.scale_by_adam(b1=gamma, b2=SQUARE_DECAY)
     ours_state, theirs_state = ours.init(params), theirs.init(params)
@@ -128,21 +129,20 @@ def test_sgdm_by_entry_is_adam():
 
 
 def test_the_first_steps_of_a_warm_up_are_small_and_the_last_ones_whole():
-    plain, warm = make_weights("none"), make_weights("none", step_warmup=100.0)
-    np.testing.assert_allclose(
-        jax.vmap(warm.theta.scalars.warmup)(jnp.arange(3)), [0.00995, 0.0198, 0.02955], rtol=1e-3
-    )
+    plain, warm = make_weights("none"), make_weights("none", step_warmup=True)
+    expected = [0.283469, 0.486583, 0.632121]  # 1 - exp(-(t + 1) / 3)
+    np.testing.assert_allclose(jax.vmap(warm.theta.scalars.warmup)(jnp.arange(3)), expected, rtol=1e-5)
     assert warm.theta.scalars.warmup(jnp.int32(2**31 - 1)) == 1 == plain.theta.scalars.warmup(jnp.int32(0))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("head", "coefficients", "normalization"),
-    [("unf", "full", "leaf"), ("unf", "tied", "leaf"), ("unf", "full", "entry"), ("unf", "tied", "entry")]
-    + [(head, "full", "leaf") for head in ("deepsets", "nfn", "none")],
+    ("head", "coefficients", "preconditioner"),
+    [("unf", "full", None), ("unf", "tied", None), ("unf", "full", "rms"), ("unf", "tied", "rms")]
+    + [(head, "full", None) for head in ("deepsets", "nfn", "none")],
 )
-def test_update_commutes_with_the_group(head, coefficients, normalization):
-    weights = make_weights(head, coefficients, normalization=normalization)
+def test_update_commutes_with_the_group(head, coefficients, preconditioner):
+    weights = make_weights(head, coefficients, preconditioner=preconditioner)
     spec = make_spec(AXES, make_params())
     tx = unf(weights, spec=spec)
     permutation = spec.random_permutation(jax.random.key(5))
@@ -175,8 +175,8 @@ def test_vmap_over_meta_weights():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("normalization", ["leaf", "entry"])
-def test_gradient_through_two_updates(normalization):
+@pytest.mark.parametrize("preconditioner", [None, "rms"])
+def test_gradient_through_two_updates(preconditioner):
     params = make_params()
 
     def norm(weights):
@@ -187,7 +187,7 @@ def test_gradient_through_two_updates(normalization):
         grads = jax.tree.map(lambda g, p, u: g * (p + u), grads, params, updates)
         return optax.tree.norm(tx.update(grads, state, params)[0])
 
-    slope = jax.jit(jax.grad(norm))(make_weights(normalization=normalization))
+    slope = jax.jit(jax.grad(norm))(make_weights(preconditioner=preconditioner))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(slope))
     assert slope.theta.scalars.beta != 0
 
@@ -212,9 +212,9 @@ def test_float64():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("normalization", ["leaf", "entry"])
-def test_finite_input_gives_finite_updates(normalization):
-    tx = unf(make_weights(normalization=normalization), spec=AXES)
+@pytest.mark.parametrize("preconditioner", [None, "rms"])
+def test_finite_input_gives_finite_updates(preconditioner):
+    tx = unf(make_weights(preconditioner=preconditioner), spec=AXES)
     update = jax.jit(tx.update)
     scales = itertools.product([0.0, 1e-38, 1e-30, 1e-8, 1.0, 1e15, 1e30], [0.0, 1e-30, 1.0, 1e30])
     for gradient_scale, weight_scale in scales:
@@ -228,7 +228,7 @@ def test_finite_input_gives_finite_updates(normalization):
 
 def test_one_large_gradient_by_entry_is_a_bounded_step():
     """Whatever its size: in a mean square of decay 0.999, one number is at most 1 / sqrt(0.001) of the root."""
-    tx = scale_by_unf(make_weights("none", normalization="entry"), spec=AXES)
+    tx = scale_by_unf(make_weights("none", preconditioner="rms"), spec=AXES)
     params, ones = make_params(), jax.tree.map(jnp.ones_like, make_params())
     largest = []
     for size in (1e3, 1e15, 1e18, 1e30, 3e38):
@@ -243,7 +243,7 @@ def test_one_large_gradient_by_entry_is_a_bounded_step():
 
 def test_gradients_by_entry_have_no_scale():
     # One scale for each entry and all time, which Adam does not see either.
-    weights = make_weights("deepsets", normalization="entry")
+    weights = make_weights("deepsets", preconditioner="rms")
     scales = jax.tree.map(lambda x: jnp.exp(3.0 * x), make_params(9))
 
     def train(scale):
@@ -256,21 +256,21 @@ def test_gradients_by_entry_have_no_scale():
     chex.assert_trees_all_close(train(scales), train(jax.tree.map(jnp.ones_like, scales)), rtol=1e-4, atol=1e-5)
 
 
-def test_a_state_of_another_normalization_is_refused():
+def test_a_state_of_another_preconditioner_is_refused():
     params = make_params()
-    leaf, entry = (scale_by_unf(make_weights(normalization=name), spec=AXES) for name in ("leaf", "entry"))
-    with pytest.raises(ValueError, match=r"lacks mean squares.*normalization='entry'"):
-        entry.update(params, leaf.init(params), params)
-    with pytest.raises(ValueError, match=r"has mean squares.*normalization='leaf'"):
-        leaf.update(params, entry.init(params), params)
+    plain, preconditioned = (scale_by_unf(make_weights(preconditioner=name), spec=AXES) for name in (None, "rms"))
+    with pytest.raises(ValueError, match=r"lacks mean squares.*preconditioner='rms'"):
+        preconditioned.update(params, plain.init(params), params)
+    with pytest.raises(ValueError, match=r"has mean squares.*preconditioner=None"):
+        plain.update(params, preconditioned.init(params), params)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("normalization", ["leaf", "entry"])
+@pytest.mark.parametrize("preconditioner", [None, "rms"])
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
-def test_a_gradient_that_is_not_finite_is_seen_and_can_be_dropped(bad, normalization):
+def test_a_gradient_that_is_not_finite_is_seen_and_can_be_dropped(bad, preconditioner):
     params = make_params()
-    tx = unf(make_weights(normalization=normalization), spec=AXES)
+    tx = unf(make_weights(preconditioner=preconditioner), spec=AXES)
     grads = make_params(1)
     broken = jax.tree.map(jnp.copy, grads)
     broken["first"]["kernel"] = broken["first"]["kernel"].at[1, 2].set(bad)
@@ -458,15 +458,17 @@ def test_bad_input_gets_a_clear_error(call, error, message):
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "message"),
+    ("make", "message"),
     [
-        ({"head": "transformer"}, "head must be"),
-        ({"coefficients": "some"}, "coefficients must be"),
-        ({"hidden_channels": 0}, "must be positive"),
-        ({"alpha": 0.0}, "alpha must be positive"),
-        ({"gamma_0": 1.0}, r"gamma_0 in \(0, 1\)"),
+        (lambda: Architecture(head="transformer"), "head must be"),
+        (lambda: Architecture(coefficients="some"), "coefficients must be"),
+        (lambda: Architecture(hidden_channels=0), "must be positive"),
+        (lambda: Architecture(preconditioner="adam"), "preconditioner must be None or 'rms', but is 'adam'"),
+        (lambda: InitialScalars(alpha=0.0), "alpha must be positive"),
+        (lambda: InitialScalars(gamma_0=1.0), r"gamma_0 must be in \(0, 1\)"),
+        (lambda: InitialScalars(warmup_time=0.0), "warmup_time must be a positive number of steps"),
     ],
 )
-def test_architectures_that_cannot_work_are_refused(kwargs, message):
+def test_architectures_and_scalars_that_cannot_work_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
-        Architecture(**kwargs)
+        make()

@@ -130,8 +130,8 @@ sys.addaudithook(watch)
 import jax, optax, numpy as np, optax_unf
 params = {"w": jax.random.normal(jax.random.key(0), (20, 30)), "b": jax.random.normal(jax.random.key(1), (30,))}
 axes = {"w": ("in", "out"), "b": ("out",)}
-config = optax_unf.Architecture(coefficients="tied", beta=0.5)
-weights = optax_unf.init_weights(config, optax_unf.make_spec(axes, params), jax.random.key(2))
+config, scalars = optax_unf.Architecture(coefficients="tied"), optax_unf.InitialScalars(beta=0.5)
+weights = optax_unf.init_weights(config, optax_unf.make_spec(axes, params), jax.random.key(2), scalars)
 digests = []
 for tx in (optax_unf.unf(weights, spec=axes), optax_unf.unf("mlp-fashion-mnist-deepsets", spec=axes)):
     @jax.jit

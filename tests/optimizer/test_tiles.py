@@ -97,12 +97,12 @@ PARAMS = {path: np.zeros([SIZES.get(name, 38) for name in axes], np.float32) for
 @pytest.mark.parametrize(
     "config",
     [
-        Architecture(hidden_channels=8, hidden_layers=2, beta=1.0),
-        Architecture(coefficients="tied", hidden_channels=8, hidden_layers=2, beta=1.0),
-        Architecture(head="deepsets", hidden_channels=8, hidden_layers=2, beta=1.0),
-        Architecture(normalization="entry", hidden_channels=8, hidden_layers=2, beta=1.0),
+        Architecture(hidden_channels=8, hidden_layers=2),
+        Architecture(coefficients="tied", hidden_channels=8, hidden_layers=2),
+        Architecture(head="deepsets", hidden_channels=8, hidden_layers=2),
+        Architecture(preconditioner="rms", hidden_channels=8, hidden_layers=2),
     ],
-    ids=["full", "tied", "deepsets", "entry"],
+    ids=["full", "tied", "deepsets", "preconditioned"],
 )
 @pytest.mark.parametrize("entries", [13])
 def test_an_update_in_tiles_is_the_update_whole(config, entries):
@@ -129,8 +129,8 @@ def test_an_update_in_tiles_is_the_update_whole(config, entries):
 @pytest.mark.parametrize(
     "config",
     [
-        Architecture(coefficients="tied", hidden_channels=4, hidden_layers=1, beta=1.0),
-        Architecture(head="deepsets", hidden_channels=4, hidden_layers=1, beta=1.0),
+        Architecture(coefficients="tied", hidden_channels=4, hidden_layers=1),
+        Architecture(head="deepsets", hidden_channels=4, hidden_layers=1),
     ],
     ids=["tied", "deepsets"],
 )

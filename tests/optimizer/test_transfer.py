@@ -1,7 +1,10 @@
 """Full coefficients from tied ones, and weights that begin where others ended."""
 
+import dataclasses
+
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -77,13 +80,13 @@ def test_less_of_the_learned_part_of_the_step():
     np.testing.assert_allclose(new.alpha * new.theta.scalars.beta, 0.2 * old.alpha * old.theta.scalars.beta, rtol=1e-5)
 
 
-def test_another_normalization_needs_a_step_size():
+def test_another_preconditioner_needs_a_step_size():
     old = load_weights("mlp-fashion-mnist-deepsets")
-    config = Architecture(head="deepsets", normalization="entry")
-    with pytest.raises(ValueError, match=r"normalization='leaf'.*alpha must be given"):
+    config = Architecture(head="deepsets", preconditioner="rms")
+    with pytest.raises(ValueError, match=r"preconditioner=None.*alpha must be given"):
         transfer_weights(old, config, SPEC, KEY)
     new = transfer_weights(old, config, SPEC, KEY, alpha=1e-3)
-    assert new.architecture.scales_entries
+    assert new.architecture.preconditioner == "rms"
     chex.assert_trees_all_equal(new.theta.network, old.theta.network)
 
 
@@ -95,13 +98,13 @@ def test_a_step_size_below_zero():
 
 def test_a_warm_up_is_begun_and_carried_over():
     old = load_weights("mlp-fashion-mnist-deepsets")
-    config = Architecture(head="deepsets", step_warmup=50.0)
+    config = Architecture(head="deepsets", step_warmup=True)
     warm = transfer_weights(old, config, SPEC, KEY)
     chex.assert_trees_all_equal(warm.theta.with_scalars(log_step_warmup=None), old.theta)
-    np.testing.assert_allclose(warm.theta.scalars.log_step_warmup, np.log(50), rtol=1e-6)
-    again = transfer_weights(warm, Architecture(head="deepsets", step_warmup=7.0), SPEC, KEY)
-    chex.assert_trees_all_equal(again.theta, warm.theta)
-    with pytest.raises(ValueError, match=r"have a warm-up.*step_warmup=50\.0"):
+    np.testing.assert_allclose(warm.theta.scalars.log_step_warmup, np.log(100), rtol=1e-6)
+    longer = dataclasses.replace(warm, theta=warm.theta.with_scalars(log_step_warmup=jnp.float32(5.5)))
+    chex.assert_trees_all_equal(transfer_weights(longer, config, SPEC, KEY).theta, longer.theta)
+    with pytest.raises(ValueError, match=r"have a warm-up.*step_warmup=True"):
         transfer_weights(warm, old.architecture, SPEC, KEY)
 
 
