@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_unf import make_spec
+from optax_unf.equivariant.basis import apply_basis, basis
 from optax_unf.nn import UNF
-from optax_unf.nn.basis import apply_basis, basis
 
 CHANNELS = 32
 WIDTH = 32

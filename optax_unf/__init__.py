@@ -1,9 +1,9 @@
 """Learned optimizers built from universal neural functionals, as optax transformations."""
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from optax_unf import nn as nn
 from optax_unf import nominal as nominal
 from optax_unf import tasks as tasks
 from optax_unf.infer import Inferred as Inferred
@@ -43,9 +43,11 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from optax_unf import compare as compare
     from optax_unf import meta as meta
+    from optax_unf import nn as nn
 else:
     # They need packages that training with an optimizer does not.
-    _ON_DEMAND = ("compare", "meta")
+    _ON_DEMAND = ("compare", "meta", "nn")
+    _NEED_FLAX = ("compare", "nn")
 
     def __getattr__(name: str) -> Any:
         if name in _ON_DEMAND:
@@ -53,4 +55,6 @@ else:
         raise AttributeError(f"module 'optax_unf' has no attribute {name!r}")
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *_ON_DEMAND})
+        # `help` imports what is listed.
+        lacking = () if importlib.util.find_spec("flax") else _NEED_FLAX
+        return sorted({*globals(), *_ON_DEMAND}.difference(lacking))

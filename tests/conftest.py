@@ -11,7 +11,8 @@ import pytest
 
 # The shapes and dtypes that annotations promise, checked in every call: before anything imports the package. Where no
 # arrays go, in `infer` and `cli`, the checks would only take time.
-_OF_ARRAYS = ("_sharding", "_xla", "compare", "meta", "nn", "nominal", "optimizer", "spec", "tasks", "zoo")
+_OF_ARRAYS = ("compare", "equivariant", "meta", "nn", "nominal", "optimizer", "spec", "tasks", "zoo")
+_OF_ARRAYS += ("_sharding", "_xla")
 jaxtyping.install_import_hook([f"optax_unf.{name}" for name in _OF_ARRAYS], "shapes.checked")
 
 # How long an example takes says how busy the machine is.

@@ -1,10 +1,10 @@
 """Small networks of many families, as flax modules: what people train, in sizes that two cores train in seconds."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from optax_unf._flax import linen as nn
 from optax_unf.tasks.cnn import convolve
 
 _ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh, "gelu": jax.nn.gelu, "silu": jax.nn.silu}

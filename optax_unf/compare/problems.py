@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from optax_unf._flax import linen as nn
 from optax_unf.compare.data import Generated, Rows, Windows
 from optax_unf.infer import Inferred
 from optax_unf.tasks.task import Params, Task

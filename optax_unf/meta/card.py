@@ -1,5 +1,6 @@
 """The card of meta-weights: what they are and how they were made."""
 
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -88,7 +89,7 @@ def provenance(command: Sequence[str]) -> dict[str, Any]:
         "commit": _commit(),
         "date": datetime.date.today().isoformat(),
         "machine": _machine(),
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "versions": _versions(),
     }
 
 
@@ -101,6 +102,15 @@ def _machine() -> str:
     cores = f"{cpu_cores()} CPU cores, {platform.machine()}"
     device = jax.devices()[0]
     return cores if device.platform == "cpu" else f"{cores}, {jax.device_count()} x {device.device_kind}"
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        # flax is optional.
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _commit() -> str:

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, DTypeLike, Float
 
-from optax_unf.nn.layout import Features, channels_first, to_tree
+from optax_unf._flax import linen as nn
+from optax_unf.equivariant.layout import Features, channels_first, to_tree
 from optax_unf.spec.axes import Name
 from optax_unf.spec.leaf import LeafSpec, Part, join_parts
 from optax_unf.spec.paths import show_path

@@ -1,11 +1,11 @@
 """From a weight space to a vector that no permutation changes."""
 
-import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from optax_unf.nn.contract import contract, contractions, positions_to_channels, tensors
-from optax_unf.nn.layout import Features, channels_first, to_parts
+from optax_unf._flax import linen as nn
+from optax_unf.equivariant.contract import contract, contractions, positions_to_channels, tensors
+from optax_unf.equivariant.layout import Features, channels_first, to_parts
 from optax_unf.spec.permutation_spec import PermutationSpec
 
 

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from optax_unf._flax import linen as nn
+from optax_unf.equivariant.layout import Features
 from optax_unf.nn.deep_sets import DeepSets
-from optax_unf.nn.layout import Features
 from optax_unf.nn.pool import InvariantPool
 from optax_unf.nn.sequential import nf_relu
 from optax_unf.nn.stacked import Stacked

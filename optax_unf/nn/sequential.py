@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Sequence
 
-import flax.linen as nn
 import jax
 from jaxtyping import Array
 
-from optax_unf.nn.layout import Features
+from optax_unf._flax import linen as nn
+from optax_unf.equivariant.layout import Features
 
 
 class Sequential(nn.Module):

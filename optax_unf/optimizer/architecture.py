@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal, TypeAlias, get_args
 
-from optax_unf.nn.unf import Coefficients
+from optax_unf.equivariant.unf import Coefficients
 
 Head: TypeAlias = Literal["unf", "nfn", "deepsets", "none"]
 Preconditioner: TypeAlias = Literal["rms"] | None

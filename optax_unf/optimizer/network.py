@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from optax_unf.nn.contract import Tensor, contractions, tensors
-from optax_unf.nn.deep_sets import deep_sets, with_shared
-from optax_unf.nn.mix import Contracted, Multiplied, full_rows, tied_rows
-from optax_unf.nn.nfn import feed_forward, nfn_plan
-from optax_unf.nn.plan import Plan, deep_sets_plan, draw, full_plan, tied_plan
-from optax_unf.nn.unf import contractions_of, equivariant
+from optax_unf.equivariant.contract import Tensor, contractions, tensors
+from optax_unf.equivariant.deep_sets import deep_sets, with_shared
+from optax_unf.equivariant.mix import Contracted, Multiplied, full_rows, tied_rows
+from optax_unf.equivariant.nfn import feed_forward, nfn_plan
+from optax_unf.equivariant.plan import Plan, deep_sets_plan, draw, full_plan, tied_plan
+from optax_unf.equivariant.unf import contractions_of, equivariant
 from optax_unf.optimizer.architecture import Architecture
 from optax_unf.optimizer.features import ENTRY_CHANNELS, TIME_CHANNELS, mean_squares, normalize, pack, scaled, unpack
 from optax_unf.optimizer.stream import stream

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from optax_unf.nn.contract import Tensor, contractions, mean_of_smallest
+from optax_unf.equivariant.contract import Tensor, contractions, mean_of_smallest
 
 Position: TypeAlias = int | Int[Array, ""]
 """An index along an axis."""

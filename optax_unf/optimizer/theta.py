@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
 Layer: TypeAlias = Mapping[str, Float[Array, "..."]]
-"""The parameters of one layer of f, by their names in `optax_unf.nn.plan`."""
+"""The parameters of one layer of f, by their names in `optax_unf.equivariant.plan`."""
 
 _HEAD, _TRUNK, _NETWORK = "head", "trunk_", "network/"
 

@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, PyTree
+
+from optax_unf._flax import linen as nn
 
 Inputs = PyTree[Float[ArrayLike, "models ..."]]
 # Models that a predictor looks at together where it is not trained.

@@ -1,10 +1,10 @@
 """Statistics of weights, the baseline that has no idea of neurons."""
 
-import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from optax_unf._flax import linen as nn
 from optax_unf.nn.predictor import MLP
 from optax_unf.nn.stacked import Stacked
 from optax_unf.spec.paths import leaves_by_path

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from optax_unf import make_spec
-from optax_unf.nn.basis import basis
+from optax_unf.equivariant.basis import basis
 
 SIZES = {"a": 2, "b": 3, "c": 4, "d": 1, "e": 0}
 

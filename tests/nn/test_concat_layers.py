@@ -43,9 +43,9 @@ from optax_unf import (
     save_weights,
     unf,
 )
+from optax_unf.equivariant.basis import basis
+from optax_unf.equivariant.contract import tensors
 from optax_unf.nn import NFN, UNF, InvariantPool, PositionalEncoding
-from optax_unf.nn.basis import basis
-from optax_unf.nn.contract import tensors
 from optax_unf.optimizer.meta_weights import check_fits
 
 

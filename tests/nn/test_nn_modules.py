@@ -23,8 +23,8 @@ from spaces import (
 )
 
 from optax_unf import make_spec
+from optax_unf.equivariant.basis import valid_partitions
 from optax_unf.nn import NFN, UNF, DeepSets, InvariantPool, PositionalEncoding, Sequential, nf_relu, pointwise
-from optax_unf.nn.basis import valid_partitions
 
 
 def spec_of(axes, size=3, **sizes):

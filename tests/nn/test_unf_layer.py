@@ -25,9 +25,9 @@ from spaces import (
 )
 
 from optax_unf import make_spec
+from optax_unf.equivariant.basis import apply_term, basis
+from optax_unf.equivariant.contract import contractions, expansions
 from optax_unf.nn import UNF
-from optax_unf.nn.basis import apply_term, basis
-from optax_unf.nn.contract import contractions, expansions
 
 
 @pytest.mark.slow

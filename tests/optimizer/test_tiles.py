@@ -14,7 +14,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from optax_unf import Architecture, Concat, MetaWeights, init_weights, make_spec, scale_by_unf
-from optax_unf.nn.contract import Tensor, contract
+from optax_unf.equivariant.contract import Tensor, contract
 from optax_unf.optimizer.features import mean_squares, scaled
 from optax_unf.optimizer.stream import stream, tiles
 

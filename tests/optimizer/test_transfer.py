@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from spaces import make_space, random_features, random_spaces, randomize
 
 from optax_unf import Architecture, init_weights, load_weights, make_spec, transfer_weights
+from optax_unf.equivariant.untie import untie
 from optax_unf.nn import UNF
-from optax_unf.nn.untie import untie
 
 KEY = jax.random.key(0)
 

@@ -15,7 +15,7 @@ from places import ROOT
 PRETRAINED = ROOT / "pretrained"
 
 # What is not a core dependency.
-EXTRAS = ("tyro", "matplotlib", "sklearn", "pooch", "tqdm", "hypothesis", "pytest")
+EXTRAS = ("flax", "orbax", "tyro", "matplotlib", "sklearn", "pooch", "tqdm", "hypothesis", "pytest")
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
@@ -77,9 +77,9 @@ def test_core_dependencies_are_few(wheel):
         lines = archive.read(metadata).decode().splitlines()
     required = [line.removeprefix("Requires-Dist: ") for line in lines if line.startswith("Requires-Dist: ")]
     core = {requirement.split(">=")[0] for requirement in required if "extra ==" not in requirement}
-    assert core == {"flax", "jax", "jaxtyping", "numpy", "optax", "safetensors"}
+    assert core == {"jax", "jaxtyping", "numpy", "optax", "safetensors"}
     extras = {line.removeprefix("Provides-Extra: ") for line in lines if line.startswith("Provides-Extra: ")}
-    assert {"demo", "meta", "test", "dev"} <= extras
+    assert {"demo", "meta", "nn", "test", "dev"} <= extras
 
 
 SCRIPT = """
@@ -116,15 +116,15 @@ def test_import_imports_no_extra(tmp_path):
     modules = json.loads(run(sys.executable, "-c", script, cwd=tmp_path, PYTHONPATH=str(ROOT)))
     assert "optax_unf" in modules
     assert not set(EXTRAS) & set(modules)
-    assert not {"optax_unf.meta", "optax_unf.compare"} & set(modules)
+    assert not {"optax_unf.compare", "optax_unf.meta", "optax_unf.nn"} & set(modules)
 
 
 def test_what_needs_extras_is_imported_on_demand(tmp_path):
     script = (
         "import json, sys, optax_unf; listed = dir(optax_unf); found = optax_unf.meta.meta_train.__module__; "
         "print(json.dumps([listed, found, optax_unf.meta is sys.modules['optax_unf.meta'], "
-        "optax_unf.compare.compare_optimizers.__module__, hasattr(optax_unf, 'metta')]))"
+        "optax_unf.compare.compare_optimizers.__module__, optax_unf.nn.UNF.__module__, hasattr(optax_unf, 'metta')]))"
     )
     listed, *found = json.loads(run(sys.executable, "-c", script, cwd=tmp_path, PYTHONPATH=str(ROOT)))
-    assert {"meta", "compare", "unf", "__version__"} <= set(listed)
-    assert found == ["optax_unf.meta.train", True, "optax_unf.compare.optimizers", False]
+    assert {"compare", "meta", "nn", "unf", "__version__"} <= set(listed)
+    assert found == ["optax_unf.meta.train", True, "optax_unf.compare.optimizers", "optax_unf.nn.unf", False]

@@ -4,7 +4,15 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-from optax_unf.nn.contract import Contraction, Diagonals, Expansion, Signature, Tensor, contractions, expansions
+from optax_unf.equivariant.contract import (
+    Contraction,
+    Diagonals,
+    Expansion,
+    Signature,
+    Tensor,
+    contractions,
+    expansions,
+)
 
 
 @dataclasses.dataclass(frozen=True)

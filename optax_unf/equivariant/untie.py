@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from optax_unf.nn.contract import Tensor, tensors
-from optax_unf.nn.mix import Kernels, tied_rows
-from optax_unf.nn.signature_groups import SignatureGroup, signature_groups
+from optax_unf.equivariant.contract import Tensor, tensors
+from optax_unf.equivariant.mix import Kernels, tied_rows
+from optax_unf.equivariant.signature_groups import SignatureGroup, signature_groups
 from optax_unf.spec.permutation_spec import PermutationSpec
 
 

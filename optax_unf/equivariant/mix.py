@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from optax_unf._xla import apart, product, together
-from optax_unf.nn.contract import Tensor, contractions, expand
-from optax_unf.nn.signature_groups import (
+from optax_unf.equivariant.contract import Tensor, contractions, expand
+from optax_unf.equivariant.signature_groups import (
     SignatureGroup,
     group_of,
     is_entry_or_mean,
@@ -25,7 +25,7 @@ from optax_unf.nn.signature_groups import (
 )
 
 Kernels: TypeAlias = Mapping[str, Float[Array, "..."]]
-"""The parameters of a layer, by their names in `optax_unf.nn.plan`."""
+"""The parameters of a layer, by their names in `optax_unf.equivariant.plan`."""
 
 
 @dataclasses.dataclass(frozen=True)

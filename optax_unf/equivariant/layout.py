@@ -36,7 +36,7 @@ def to_tree(leaves: list[Float[Array, "channels ..."]], like: Features, spec: Pe
 def to_parts(
     leaves: Sequence[Float[Array, "channels ..."]], spec: PermutationSpec
 ) -> list[Float[Array, "channels ..."]]:
-    """The parts of all leaves, in the order of `optax_unf.nn.contract.tensors`."""
+    """The parts of all leaves, in the order of `optax_unf.equivariant.contract.tensors`."""
     return [part for leaf, x in zip(spec.leaves, leaves, strict=True) for part in split_parts(x, leaf, leading=1)]
 
 

@@ -4,15 +4,14 @@ import functools
 from collections.abc import Mapping
 from typing import TypeAlias
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from optax_unf.nn.contract import Tensor
-from optax_unf.nn.signature_groups import is_own, label_of, most_terms, own_labels, roles, signature_groups
+from optax_unf.equivariant.contract import Tensor
+from optax_unf.equivariant.signature_groups import is_own, label_of, most_terms, own_labels, roles, signature_groups
 
 Plan: TypeAlias = Mapping[str, np.ndarray]
 """The standard deviation of every entry of each parameter, by name. Zeros are zeros at initialization."""
@@ -94,19 +93,3 @@ def draw(plan: Plan, key: Array) -> dict[str, Float[Array, "..."]]:
         name: jnp.asarray(numbers[end - std.size : end].reshape(std.shape))
         for (name, std), end in zip(plan.items(), ends, strict=True)
     }
-
-
-def parameters(module: nn.Module, plan: Plan, *, may_lack: bool = False) -> dict[str, Float[Array, "..."]]:
-    """The parameters of a flax module, drawn from the plan when it is initialized.
-
-    Args:
-      module: the module, inside of its compact method.
-      plan: what it has.
-      may_lack: whether weights that are given may lack some of them.
-    """
-    if module.is_initializing() and not all(module.has_variable("params", name) for name in plan):
-        drawn = draw(plan, module.make_rng("params"))
-        return {name: module.param(name, lambda _, name=name: drawn[name]) for name in plan}
-    if may_lack:
-        return {name: module.get_variable("params", name) for name in plan if module.has_variable("params", name)}
-    return {name: module.param(name, lambda _, std=std: jnp.zeros(std.shape)) for name, std in plan.items()}

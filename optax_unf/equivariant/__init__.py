@@ -1,0 +1,1 @@
+"""Equivariant maps on weight spaces, as pure functions of parameters and features."""
