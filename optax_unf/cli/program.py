@@ -2,25 +2,10 @@
 
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import optax_unf
-from optax_unf.cli import commands
-from optax_unf.cli.suite import run_suite
-from optax_unf.cli.zoo import make_zoo, table, train_predictors
-
-_COMMANDS = {
-    "list": commands.list_weights,
-    "meta-train": commands.meta_train,
-    "evaluate": commands.evaluate,
-    "compare": commands.compare,
-    "suite": run_suite,
-    "plot": commands.plot,
-    "zoo make": make_zoo,
-    "zoo train": train_predictors,
-    "zoo table": table,
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -52,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given = [" ".join(given[:2]), *given[2:]]
     try:
         tyro.extras.subcommand_cli_from_dict(
-            _COMMANDS,
+            _commands(),
             prog="optax-unf",
             description=__doc__,
             args=given,
@@ -66,6 +51,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not _raised_here(error):
             raise
         raise SystemExit(f"optax-unf: {error}") from error
+
+
+def _commands() -> dict[str, Callable[..., None]]:
+    # They need all that the extra `cli` brings, whose absence has a message of its own.
+    from optax_unf.cli import commands
+    from optax_unf.cli.suite import run_suite
+    from optax_unf.cli.zoo import make_zoo, table, train_predictors
+
+    return {
+        "list": commands.list_weights,
+        "meta-train": commands.meta_train,
+        "evaluate": commands.evaluate,
+        "compare": commands.compare,
+        "suite": run_suite,
+        "plot": commands.plot,
+        "zoo make": make_zoo,
+        "zoo train": train_predictors,
+        "zoo table": table,
+    }
 
 
 def _raised_here(error: Exception) -> bool:
