@@ -8,26 +8,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import jax
+import jax.numpy as jnp
 
 from optax_unf import meta, tasks
-from optax_unf._files import replaced, write_text
+from optax_unf._files import write_text
 from optax_unf.cli.options import RunOptions, StageOptions, run_config
+from optax_unf.compare.baselines import ADAM_COSINE, BASELINES, best_rate, tune
 from optax_unf.compare.optimizers import compare_optimizers
 from optax_unf.compare.plot import plot_comparisons
 from optax_unf.compare.results import Comparison, mean_and_error, read_comparison, read_comparisons, write_comparison
 from optax_unf.compare.table import markdown_page, result_lines
-from optax_unf.meta.card import cpu_cores, make_card, provenance
-from optax_unf.meta.fresh import fresh_keys, fresh_runs
+from optax_unf.meta.card import cpu_cores, digest, provenance, this_command
+from optax_unf.meta.fresh import Runs, fresh_keys, fresh_runs
 from optax_unf.meta.plot import plot_run
+from optax_unf.meta.progress import progress_bar
+from optax_unf.meta.run_folder import holds_a_run, write_figure
 from optax_unf.optimizer.architecture import Architecture, InitialScalars
 from optax_unf.optimizer.meta_weights import MetaWeights, check_fits
 from optax_unf.optimizer.pretrained import Listing, list_pretrained
-from optax_unf.optimizer.transfer import transfer_weights
-from optax_unf.optimizer.weight_files import load_weights, pretrained_names, save_weights
+from optax_unf.optimizer.transfer import carries_head, transfer_weights
+from optax_unf.optimizer.weight_files import load_card, load_weights, pretrained_names, save_weights
 from optax_unf.tasks.task import as_task, task_horizon, task_spec
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 _LABELS = {"unf": "UNF", "nfn": "NFN", "deepsets": "Deep Sets", "none": "SGDM, meta-trained"}
 
@@ -101,7 +105,7 @@ def meta_train(
     if not task:
         raise ValueError("Meta-training needs at least one task, but --task has none.")
     first = process_id == 0
-    if first and not resume and any((out / name).exists() for name in ("config.json", "checkpoints", "metrics.jsonl")):
+    if first and not resume and holds_a_run(out):
         raise ValueError(f"{out} must not hold a run, but does. Continue it with --resume, or give a new folder.")
     if learned != 1.0 and start is None:
         raise ValueError(f"--learned changes the weights of --start, but is {learned} without --start.")
@@ -117,30 +121,23 @@ def meta_train(
     if begun is not None:
         spec, key_head = task_spec(loaded[0], architecture.head), jax.random.fold_in(key, 1)
         initial = transfer_weights(begun, architecture, spec, key_head, alpha=scalars.alpha, learned=learned)
-    if first and not (resume and (out / "config.json").exists()):
-        write_text(out / "config.json", json.dumps(settings.to_dict(), indent=1) + "\n")
-    made = provenance(_command())  # before a long run: the checkout may change meanwhile
-    fresh = scalars if initial is None else None
+        if first and not carries_head(begun, architecture, spec):
+            print(f"The head of f is fresh, and so is beta: that of {start} does not fit.", file=sys.stderr)
     result = meta.meta_train(
-        architecture, loaded, settings, key, weights=initial, scalars=fresh, out=out, progress=progress
+        architecture,
+        loaded,
+        settings,
+        key,
+        weights=initial,
+        scalars=scalars if initial is None else None,
+        out=out,
+        card={} if begun is None else {"start": start, "start_digest": digest(begun)},
+        progress=progress,
     )
     if not first:
         return
-    card = make_card(
-        loaded,
-        architecture,
-        settings,
-        result.curve,
-        seconds=result.seconds,
-        made=made,
-        scalars=fresh,
-        start=start,
-        start_weights=begun,
-    )
-    save_weights(out / "weights.safetensors", result.weights, card=card)
-    _draw(out / "curves.png", plot_run(out))
     if save is not None:
-        save_weights(save, result.weights, card=card)
+        save_weights(save, result.weights, card=load_card(out / "weights.safetensors"))
     best = min(record["final_loss"] for record in result.curve)
     print(f"final_loss {best:.6g} nats")
     print(f"seconds {result.seconds:.6g} s")
@@ -151,19 +148,23 @@ def evaluate(
     weights: str,
     /,
     *,
-    task: str,
+    task: str | None = None,
     seeds: int = 5,
     steps: int | None = None,
+    adam: bool = True,
     data_dir: str | None = None,
     devices: int | None = None,
 ) -> None:
-    """Trains fresh networks by a learned optimizer, on the seeds of optax-unf compare.
+    """Trains fresh networks by a learned optimizer, on the seeds of optax-unf compare, and by tuned Adam beside it.
+
+    Of a run's folder, Adam's loss is kept in RUN/adam.json, and drawn into RUN/curves.png.
 
     Args:
-      weights: Meta-weights, by name or path.
-      task: Name of a task.
+      weights: Meta-weights, by name or path, or the folder of a run.
+      task: Name of a task; by default the one that the weights were meta-trained on.
       seeds: Fresh inner runs.
       steps: Inner steps of each; by default the task's horizon.
+      adam: Whether to train by Adam, too, with a cosine and the best rate of its grid.
       data_dir: Folder with the original data files; by default what OPTAX_UNF_DATA names.
       devices: CPU devices that JAX shall have; by default one for each core.
     """
@@ -171,17 +172,33 @@ def evaluate(
         raise ValueError(f"An evaluation needs at least one seed, but --seeds is {seeds}.")
     _check_steps(steps)
     _start_devices(devices)
-    loaded = tasks.get(task, data_dir=data_dir)
     learned = load_weights(weights)
+    loaded = tasks.get(task or load_card(weights)["task"], data_dir=data_dir)
     check_fits(learned.spec, task_spec(loaded, learned.architecture.head))
     horizon = steps or task_horizon(loaded)
     training = meta.learned_training(learned.architecture, loaded, horizon)
-    runs = fresh_runs(training, learned.theta, fresh_keys(seeds), horizon)
+    _print_losses("", fresh_runs(training, learned.theta, fresh_keys(seeds), horizon))
+    if not adam:
+        return
+    rate = best_rate(tune(ADAM_COSINE, loaded, horizon))
+    runs = fresh_runs(ADAM_COSINE.training(loaded, horizon), jnp.float32(rate), fresh_keys(seeds), horizon)
+    print(f"adam_rate {rate:.3g}")
+    final = _print_losses("adam_", runs)
+    if (run := Path(weights)).is_dir():
+        write_text(run / "adam.json", json.dumps({"rate": rate, "steps": horizon, "final_loss": final}) + "\n")
+        write_figure(run / "curves.png", plot_run(run))
+
+
+def _print_losses(prefix: str, runs: Runs) -> float:
+    """Prints means and standard errors; returns the mean training loss."""
+    means = []
     for name, losses in (("training_loss", meta.final_loss(runs.losses)), ("validation_loss", runs.validation)):
         mean, error = mean_and_error([float(x) for x in losses])
-        print(f"{name} {mean:.6g} nats")
-        if seeds > 1:
-            print(f"{name}_error {error:.6g} nats")
+        print(f"{prefix}{name} {mean:.6g} nats")
+        if len(losses) > 1:
+            print(f"{prefix}{name}_error {error:.6g} nats")
+        means.append(mean)
+    return means[0]
 
 
 def compare(
@@ -217,10 +234,11 @@ def compare(
         name = as_task(loaded).name
         learned = _labelled(weights or _pretrained_for(name))
         before = None if fresh else read_comparison(out / f"{name}.json")
-        made = provenance(_command())
+        made = provenance(this_command())
         known = before.results if before is not None and before.made["versions"] == made["versions"] else ()
         found = Comparison(name, str(tasks.describe(loaded)), steps or task_horizon(loaded), seeds, (), made)
-        for result in compare_optimizers(loaded, learned, steps=steps, seeds=seeds, known=known):
+        results = compare_optimizers(loaded, learned, steps=steps, seeds=seeds, known=known)
+        for result in progress_bar(results, len(BASELINES) + len(learned), name):
             found = dataclasses.replace(found, results=(*found.results, result))
             # What is known and not yet come to is kept: a comparison that is stopped twice loses nothing.
             names = {result.name for result in found.results}
@@ -248,13 +266,8 @@ def plot(run: Path | None = None, /, *, results: Path | None = None, out: Path |
         figure, path = plot_comparisons(read_comparisons(results)), out or results / "comparison.png"
     else:
         raise ValueError("Give either the folder of a run, or --results with the folder of comparisons.")
-    _draw(path, figure)
+    write_figure(path, figure)
     print(f"Wrote {path}")
-
-
-def _draw(path: Path, figure: "Figure") -> None:
-    with replaced(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:] or None)
 
 
 def _check_steps(steps: int | None) -> None:
@@ -274,11 +287,6 @@ def _start_devices(count: int | None) -> None:
                 f"The number of devices must be set before JAX has started, but it runs with "
                 f"{jax.local_device_count('cpu')} and --devices is {count}."
             ) from error
-
-
-def _command() -> list[str]:
-    program = Path(sys.argv[0]).name
-    return ["optax-unf" if program == "__main__.py" else program, *sys.argv[1:]]
 
 
 def _pretrained_for(task: str) -> list[str]:

@@ -47,9 +47,10 @@ class Baseline:
 
 
 ADAM = Baseline("Adam", lambda rate, steps: optax.adam(rate), 0.01)
+ADAM_COSINE = Baseline("Adam, cosine", lambda rate, steps: optax.adam(_cosine(rate, steps)), 0.01)
 BASELINES = (
     ADAM,
-    Baseline("Adam, cosine", lambda rate, steps: optax.adam(_cosine(rate, steps)), 0.01),
+    ADAM_COSINE,
     Baseline("AdamW, cosine", lambda rate, steps: optax.adamw(_cosine(rate, steps), weight_decay=WEIGHT_DECAY), 0.01),
     Baseline("SGDM", lambda rate, steps: optax.sgd(rate, momentum=0.9), 0.04),
 )

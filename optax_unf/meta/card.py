@@ -10,7 +10,9 @@ import os
 import platform
 import shlex
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -34,8 +36,6 @@ def make_card(
     seconds: float,
     made: Mapping[str, Any],
     scalars: InitialScalars | None = None,
-    start: str | None = None,
-    start_weights: MetaWeights | None = None,
 ) -> dict[str, Any]:
     """The card, as JSON holds it; `save_weights(..., card=card)` writes it beside the weights.
 
@@ -47,8 +47,6 @@ def make_card(
       seconds: wall time of the run.
       made: see `provenance`.
       scalars: the initial ones of fresh weights.
-      start: the name of the weights that it began with, if not fresh ones.
-      start_weights: those weights, whose digest the card keeps: under the name there may be others later.
 
     Example:
       >>> from optax_unf import tasks
@@ -64,8 +62,6 @@ def make_card(
         "command": made["command"],
         "commit": made["commit"],
         "date": made["date"],
-        "start": start,
-        "start_digest": start_weights and digest(start_weights),
         "outer_steps": config.steps,
         "seconds": round(seconds),
         "machine": made["machine"],
@@ -76,6 +72,15 @@ def make_card(
         "config": config.to_dict(),
         "curve": [dict(record) for record in curve],
     }
+
+
+def this_command() -> list[str]:
+    """The program that runs, and its arguments; without `--resume`, which no fresh folder needs."""
+    program = Path(sys.argv[0]).name
+    arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
+    if program == "__main__.py":
+        program = "optax-unf"
+    return [program, *arguments] if program == "optax-unf" else ["python", program, *arguments]
 
 
 def provenance(command: Sequence[str]) -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """Signals to stop, obeyed where a run can be stopped."""
 
+import contextlib
 import signal
+import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -11,8 +14,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Interruption:
     """Inside the `with` block, SIGTERM and SIGINT (Ctrl-C) only set `received`; the block stops where it sees fit.
 
-    A second Ctrl-C stops at once. Outside of the main thread, where Python has no signal handlers, and where it is not
-    wanted, signals do what they did.
+    The first one is answered on stderr, and a second Ctrl-C stops at once. Outside of the main thread, where Python has
+    no signal handlers, and where it is not wanted, signals do what they did.
 
     Attributes:
       received: the first signal that came, or `None`.
@@ -40,13 +43,33 @@ class Interruption:
         if kind is None and self.received:
             self.stop()
 
-    def stop(self) -> NoReturn:
+    @contextlib.contextmanager
+    def nothing_to_save(self) -> Iterator[None]:
+        """Inside of this block SIGTERM ends the process at once, as it does where nobody asked for it.
+
+        Python handles signals between its own instructions only, and a compilation, of a minute at times, is one.
+        """
+        if not self._wanted:
+            yield
+            return
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, self._receive)
+
+    def stop(self, message: str = "") -> NoReturn:
         """Ends the process as the signal would have, but by an exception.
+
+        Args:
+          message: what to say on stderr before.
 
         Raises:
           KeyboardInterrupt: SIGINT came.
           SystemExit: SIGTERM came; the code is 143, as of a process that it killed.
         """
+        if message:
+            print(f"\n{message}", file=sys.stderr, flush=True)
         if self.received is signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + signal.SIGTERM)
@@ -55,4 +78,6 @@ class Interruption:
         del frame
         if number == signal.SIGINT and self.received is signal.SIGINT:
             raise KeyboardInterrupt
+        if self.received is None:
+            print("\nStopping after this outer step. Ctrl-C again stops at once.", file=sys.stderr, flush=True)
         self.received = self.received or signal.Signals(number)

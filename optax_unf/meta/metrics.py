@@ -104,6 +104,10 @@ class Reporter:
         self._bar.__exit__()
         self._files.__exit__()
 
+    def compiling(self) -> None:
+        """Shows that the next step is compiled first."""
+        self._bar.compiling()
+
     def step(self, number: int, stage: int, inner_steps: int, metrics: Mapping[str, Num[ArrayLike, ""]]) -> None:
         """Reports the step before this one.
 
@@ -152,7 +156,7 @@ def _drop_later(path: Path, step: int) -> None:
     kept = []
     with path.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
-            if not line.endswith("\n") or json.loads(line)["step"] > step:
+            if not step or not line.endswith("\n") or json.loads(line)["step"] > step:
                 break
             kept.append(line)
     write_text(path, "".join(kept))

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 def plot_run(folder: str | Path) -> "Figure":
     r"""Draws the curves of a meta-training run: outer loss, gradient norm, and losses on fresh inner runs.
 
+    Dark lines are running means over the outer steps in which truncations go through a whole inner run. Where
+    `optax-unf evaluate FOLDER` has been called, Adam's final loss is a line, too.
+
     Args:
       folder: of the run, with its `metrics.jsonl`.
 
@@ -43,14 +46,13 @@ def plot_run(folder: str | Path) -> "Figure":
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
     steps = [record for record in records if "loss" in record]
     evaluations = [record for record in records if "final_loss" in record]
+    periods = _periods(_read(Path(folder, "config.json"))) or [1] * (1 + max((x["stage"] for x in steps), default=0))
     figure = new_figure((11, 3.4))
     outer, norm, fresh = figure.subplots(1, 3)
     for axes, name, label in ((outer, "loss", "loss of the truncations (nats)"), (norm, "grad_norm", "gradient norm")):
-        x, y = _column(steps, name)
-        axes.plot(x, y, color="C0", alpha=0.3, linewidth=0.8)
-        window = max(1, len(y) // 50)
-        averaged = np.convolve(y, np.ones(window) / window, "valid") if len(y) else y
-        axes.plot(x[window - 1 :], averaged, color="C0")
+        axes.plot(*_column(steps, name), color="C0", alpha=0.3, linewidth=0.8)
+        for stage, period in enumerate(periods):
+            axes.plot(*_averaged(*_column([x for x in steps if x["stage"] == stage], name), period), color="C0")
         axes.set(xlabel="outer step", ylabel=label)
     if any(y > 0 for y in _column(steps, "grad_norm")[1]):
         norm.set_yscale("log")
@@ -58,6 +60,8 @@ def plot_run(folder: str | Path) -> "Figure":
     for name in names:
         fresh.plot(*_column(evaluations, name), marker=".", label=name.replace("_", " "))
     fresh.set(xlabel="outer step", ylabel="loss of fresh inner runs (nats)")
+    if (level := _read(Path(folder, "adam.json")).get("final_loss")) is not None:
+        fresh.axhline(level, color="0.4", linestyle="--", label="final loss of Adam, cosine, best rate")
     if names:
         fresh.legend(fontsize="small")
     for before, after in itertools.pairwise(steps):
@@ -66,6 +70,24 @@ def plot_run(folder: str | Path) -> "Figure":
                 axes.axvline(before["step"], color="0.7", linewidth=0.8, zorder=0)
     figure.suptitle(Path(folder).absolute().name)
     return figure
+
+
+def _periods(config: dict[str, Any]) -> list[int]:
+    """Of each stage, the outer steps in which its truncations go through a whole inner run."""
+    stages = config.get("stages", [])
+    return [max(1, config["horizon"] // stage["estimator"].get("truncation", config["horizon"])) for stage in stages]
+
+
+def _averaged(x: np.ndarray, y: np.ndarray, period: int) -> tuple[np.ndarray, np.ndarray]:
+    """Running means: inner runs are staggered, and the loss rises and falls with their mean age."""
+    if not len(y):
+        return x, y
+    window = min(max(period, len(y) // 50), len(y))
+    return x[window - 1 :], np.convolve(y, np.ones(window) / window, "valid")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def new_figure(size: tuple[float, float]) -> "Figure":

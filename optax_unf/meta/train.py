@@ -3,20 +3,18 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from optax_unf.meta.card import digest
+from optax_unf.meta.card import digest, make_card, provenance, this_command
 from optax_unf.meta.checkpoint import Checkpoints
 from optax_unf.meta.checks import check_spaces, check_start, named_tasks
 from optax_unf.meta.config import MetaTrainConfig
@@ -27,13 +25,12 @@ from optax_unf.meta.interrupt import Interruption
 from optax_unf.meta.metrics import Reporter
 from optax_unf.meta.outer import TrainState, make_outer_step, start_stage, state_shardings
 from optax_unf.meta.particles import placed
+from optax_unf.meta.position import Position, resumed, settings_of
+from optax_unf.meta.run_folder import claimed, write_results, write_settings
 from optax_unf.optimizer.architecture import Architecture, InitialScalars
 from optax_unf.optimizer.meta_weights import MetaWeights, init_weights
 from optax_unf.optimizer.theta import Layer
 from optax_unf.tasks.task import TaskLike, task_spec
-
-# Settings that a run may change when it continues: they do not change its result.
-_FREE = ("checkpoint_every", "keep_checkpoints")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +60,7 @@ def meta_train(
     weights: MetaWeights | None = None,
     scalars: InitialScalars | None = None,
     out: str | Path | None = None,
+    card: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> MetaTrainResult:
     """Meta-trains a learned optimizer on a task, or on several at once.
@@ -71,8 +69,10 @@ def meta_train(
     (the mean of the tasks' estimates) and Adam. The same key gives the same result.
 
     With a folder `out`, the run writes there
+    - `config.json`: the settings;
     - `checkpoints/`, on a schedule, at the end of each stage, and when SIGTERM or SIGINT (Ctrl-C) asks it to stop,
       after the outer step under way; called again, it continues from the newest exactly as if it had not stopped;
+    - `weights.safetensors`, at the end: the best meta-weights, with their card, and `curves.png` where matplotlib is;
     - `metrics.jsonl`: a record for each outer step (`step`, `stage`, `loss`, `grad_norm`, `learning_rate`, `diverged`,
       `seconds`, `inner_steps_per_second`) and for each evaluation (`step`, `stage`, `final_loss`, ..., `seconds`). The
       first step of a stage includes its compilation;
@@ -86,10 +86,12 @@ def meta_train(
       weights: where to start; by default fresh meta-weights.
       scalars: initial values of the scalars of fresh meta-weights.
       out: the run's folder.
+      card: what the card of the weights there says besides, such as `{"start": name}`.
       progress: show a progress bar (if tqdm is installed).
 
     Raises:
-      ValueError: `out` holds a checkpoint of a run with other settings or one that is damaged; there is no task; tasks
+      ValueError: `out` holds a checkpoint of a run with other settings or one that is damaged, or another process works
+        in it; there is no task; tasks
         have different weight spaces and the architecture fits one only; `weights` are of another architecture or
         another weight space, or are given beside `scalars`.
       TypeError: a task lacks a method.
@@ -105,8 +107,8 @@ def meta_train(
       >>> config = MetaTrainConfig((stage,), horizon=4, evaluate_every=1, evaluate_runs=1)
       >>> task = tasks.get("mlp-digits")
       >>> result = meta_train(Architecture(head="none"), task, config, jax.random.key(0), progress=False)
-      >>> len(result.curve)
-      2
+      >>> [record["step"] for record in result.curve]
+      [0, 1, 2]
     """
     tasks = named_tasks(task)
     check_spaces(architecture, tasks)
@@ -128,18 +130,23 @@ def meta_train(
             {name: training_losses(problem, theta, eval_keys, config.horizon) for name, problem in problems.items()}
         )
 
+    made = provenance(this_command())  # before a long run: the checkout may change meanwhile
     start = functools.partial(start_stage, problems, config, outer_key)
-    position = _Position(_settings(architecture, scalars, tasks, config, key, begin))
+    position = Position(settings_of(architecture, scalars, tasks, config, key, begin))
     state = None
     with failures_explained(), contextlib.ExitStack() as stack:
         checkpoints = None
         if out is not None:
+            if is_first():
+                stack.enter_context(claimed(Path(out)))
             checkpoints = stack.enter_context(Checkpoints(Path(out, "checkpoints"), config.keep_checkpoints))
             if (latest := checkpoints.latest()) is not None:
-                position = _resumed(checkpoints, latest, position.settings)
+                position = resumed(checkpoints, latest, position.settings)
                 state = checkpoints.state(latest, jax.eval_shape(lambda: start(position.stage, weights.theta)))
         if state is None:
             state = start(0, weights.theta)
+            if out is not None and is_first():
+                write_settings(Path(out), config)
         interruption = stack.enter_context(Interruption(wanted=out is not None and jax.process_count() == 1))
         reporter = stack.enter_context(
             Reporter(
@@ -150,14 +157,23 @@ def meta_train(
             )
         )
         started = time.perf_counter() - position.seconds
+        if not position.curve:
+            with interruption.nothing_to_save():
+                state, result = _evaluated(state, evaluate)
+            position.curve.append({"step": 0, **result})
+            reporter.evaluation(0, 0, result)
         while True:
             stage = config.stages[position.stage]
             shardings = state_shardings(state)
             state = placed(state, shardings)
             outer_step = make_outer_step(problems, config, position.stage, shardings)
             inner_steps = len(tasks) * stage.estimator.inner_steps(config.horizon)
+            reporter.compiling()
+            compiled = False
             while position.step < stage.steps:
-                state, metrics = outer_step(state, outer_key, position.step)
+                with contextlib.nullcontext() if compiled else interruption.nothing_to_save():
+                    state, metrics = outer_step(state, outer_key, position.step)
+                compiled = True
                 position.step += 1
                 done = position.total(config)
                 reporter.step(done, position.stage, inner_steps, metrics)
@@ -177,7 +193,9 @@ def meta_train(
                         checkpoints.save(done, state, dataclasses.asdict(position))
                         reporter.restart_clock()
                 if stop:
-                    interruption.stop()
+                    interruption.stop(
+                        f"Stopped after outer step {done} of {config.steps}; {out} continues it (--resume)."
+                    )
             if position.stage + 1 == len(config.stages):
                 break
             position.stage, position.step = position.stage + 1, 0
@@ -191,26 +209,24 @@ def meta_train(
         )
     # Back from the devices of this run: the user's parameters may live on one of them.
     best, final = (jax.tree.map(jnp.asarray, jax.device_get(theta)) for theta in (state.best_theta, state.theta))
-    return MetaTrainResult(
+    result = MetaTrainResult(
         weights=dataclasses.replace(weights, theta=best),
         last=dataclasses.replace(weights, theta=final),
         curve=position.curve,
         seconds=position.seconds,
     )
-
-
-@dataclasses.dataclass
-class _Position:
-    """Where a run stands: what its checkpoint records beside the arrays."""
-
-    settings: dict[str, Any]
-    stage: int = 0
-    step: int = 0
-    seconds: float = 0.0
-    curve: list[dict[str, float]] = dataclasses.field(default_factory=list)
-
-    def total(self, config: MetaTrainConfig) -> int:
-        return sum(stage.steps for stage in config.stages[: self.stage]) + self.step
+    if out is not None and is_first():
+        own = make_card(
+            list(tasks.values()),
+            architecture,
+            config,
+            result.curve,
+            seconds=result.seconds,
+            made=made,
+            scalars=None if begin else scalars or InitialScalars(),
+        )
+        write_results(Path(out), result.weights, {**own, "start": None, "start_digest": begin, **(card or {})})
+    return result
 
 
 def _initial_weights(
@@ -237,36 +253,3 @@ def _evaluated(
     best_theta = jax.tree.map(lambda a, b: jnp.where(better, a, b), state.theta, state.best_theta)
     state = state._replace(best_theta=best_theta, best_loss=jnp.minimum(loss, state.best_loss))
     return state, {name: float(x) for name, x in result.items()}
-
-
-def _settings(
-    architecture: Architecture,
-    scalars: InitialScalars | None,
-    tasks: dict[str, TaskLike],
-    config: MetaTrainConfig,
-    key: Array,
-    start: str | None,
-) -> dict[str, Any]:
-    data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
-    settings = {
-        "tasks": list(tasks),
-        "key": np.asarray(data).tolist(),
-        "architecture": dataclasses.asdict(architecture),
-        "scalars": scalars and dataclasses.asdict(scalars),
-        "start": start,
-        **{name: value for name, value in config.to_dict().items() if name not in _FREE},
-    }
-    # As JSON holds them, which has no tuples.
-    return json.loads(json.dumps(settings))
-
-
-def _resumed(checkpoints: Checkpoints, step: int, wanted: dict[str, Any]) -> _Position:
-    """The position of a checkpoint, whose settings must be those wanted."""
-    position = _Position(**checkpoints.record(step))
-    for name in wanted:
-        if position.settings.get(name) != wanted[name]:
-            raise ValueError(
-                f"{checkpoints.folder} belongs to a run with other settings: its {name} is "
-                f"{position.settings.get(name)}, not {wanted[name]}. Give a new output folder, or the old settings."
-            )
-    return position

@@ -91,6 +91,13 @@ def transfer_weights(
     return dataclasses.replace(fresh, theta=Theta(scalars, network))
 
 
+def carries_head(weights: MetaWeights, architecture: Architecture, spec: PermutationSpec) -> bool:
+    """Whether `transfer_weights` keeps the head, or there is none to keep or none wanted."""
+    if not weights.theta.network or architecture.head == "none":
+        return True
+    return _head(weights, architecture, spec) is not None
+
+
 def _carried(theta: Theta) -> dict[str, Array]:
     """The scalars that do not depend on the network."""
     return {name: x for name, x in theta.scalars._asdict().items() if x is not None and name != "beta"}

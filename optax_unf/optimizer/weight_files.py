@@ -36,7 +36,8 @@ def load_weights(name_or_path: str | Path) -> MetaWeights:
     """Meta-weights from the package or from a file.
 
     Args:
-      name_or_path: a name of `list_pretrained()`, or the path of a file that `save_weights` wrote.
+      name_or_path: a name of `list_pretrained()`, the path of a file that `save_weights` wrote, or the folder of a
+        meta-training run.
 
     Raises:
       FileNotFoundError: there is neither such a name nor such a file.
@@ -125,6 +126,8 @@ def _resolve(name_or_path: str | Path) -> Path:
     if str(name_or_path) in pretrained_names():
         return _pretrained_folder() / f"{name_or_path}.safetensors"
     path = Path(name_or_path)
+    if (path / "weights.safetensors").is_file():
+        return path / "weights.safetensors"
     if not path.is_file():
         raise FileNotFoundError(
             f"Meta-weights must be a file or one of {', '.join(pretrained_names())}, but {str(name_or_path)!r} is not."

@@ -72,8 +72,17 @@ def test_meta_train_then_resume_and_repeat(tmp_path, capsys):
         card = load_card(file)
         assert set(card) == CARD
         assert (card["task"], card["outer_steps"], card["curve"]) == ("mlp-digits", 3, truth.curve)
-    assert matplotlib.image.imread(out / "curves.png").std() > 0.01
+    before = matplotlib.image.imread(out / "curves.png")
+    assert before.std() > 0.01
     assert values(capsys.readouterr().out)["final_loss"] == pytest.approx(min(r["final_loss"] for r in truth.curve))
+
+    main(["evaluate", str(out), "--steps", "4", "--seeds", "2"])  # the task is that of the card
+    found = values(capsys.readouterr().out)
+    assert found["training_loss"] > 0
+    assert json.loads((out / "adam.json").read_text())["final_loss"] == pytest.approx(
+        found["adam_training_loss"], rel=1e-5
+    )
+    assert (matplotlib.image.imread(out / "curves.png") != before).any()  # Adam's line
 
     again = ["meta-train", *TINY, "--config", str(out / "config.json"), "--seed", "5"]
     message = failure(capsys, *again, "--out", str(out))
@@ -82,11 +91,11 @@ def test_meta_train_then_resume_and_repeat(tmp_path, capsys):
     main([*again, "--out", str(tmp_path / "other")])
     assert load_weights(tmp_path / "other" / "weights.safetensors").theta == truth.weights.theta
     message = failure(capsys, *again[:-1], "6", "--out", str(out), "--resume")
-    assert "other settings: its key" in message
+    assert "other settings: its key[1] is 5, not 6" in message
     longer = list(again)
     longer[longer.index("--config") + 1] = str(tmp_path / "longer.json")
     (tmp_path / "longer.json").write_text((out / "config.json").read_text().replace('"steps": 3', '"steps": 4'))
-    assert "other settings: its stages" in failure(capsys, *longer, "--out", str(out), "--resume")
+    assert "other settings: its stages[0].steps is 3, not 4" in failure(capsys, *longer, "--out", str(out), "--resume")
     assert MetaTrainConfig.from_dict(json.loads((out / "config.json").read_text())) == config
     message = failure(capsys, *again, "--out", str(out), "--resume", "--start", "mlp-fashion-mnist-sgdm")
     assert "other settings: its scalars is" in message
@@ -124,6 +133,20 @@ def test_the_learned_part_of_a_start_needs_a_start(capsys, tmp_path):
     message = failure(capsys, "meta-train", *TINY, *RUN, "--out", str(tmp_path / "run"), "--learned", "0.2")
     assert "--learned changes the weights of --start, but is 0.2 without --start" in message
     assert not (tmp_path / "run").exists()
+
+
+def test_a_start_that_failed_does_not_block_its_folder(tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    for name in ("config.json", "metrics.jsonl"):
+        (tmp_path / "run" / name).write_text("{}")
+    main(["meta-train", *TINY, *STAGE, *RUN, "--out", str(tmp_path / "run")])
+    assert load_weights(tmp_path / "run").architecture.head == "none"
+
+
+def test_a_fresh_head_is_told(tmp_path, capsys):
+    options = ["--task", "mlp-digits", "--head", "deepsets", "--start", "mlp-fashion-mnist-tied", "--no-progress"]
+    main(["meta-train", *options, *STAGE, *RUN, "--out", str(tmp_path / "run")])
+    assert "The head of f is fresh, and so is beta: that of mlp-fashion-mnist-tied does" in capsys.readouterr().err
 
 
 def test_a_start_has_scalars_already(capsys, tmp_path):
@@ -199,7 +222,8 @@ def test_other_commands_say_what_is_wrong(arguments, message, capsys, tmp_path, 
 
 @pytest.mark.slow
 def test_evaluate_in_a_process_of_its_own_on_several_devices(capsys):
-    arguments = ["evaluate", "mlp-fashion-mnist-sgdm", "--task", "mlp-digits", "--seeds", "3", "--steps", "5"]
+    options = ["--task", "mlp-digits", "--seeds", "3", "--steps", "5", "--no-adam"]
+    arguments = ["evaluate", "mlp-fashion-mnist-sgdm", *options]
     main(arguments)
     here = values(capsys.readouterr().out)
     command = [sys.executable, "-m", "optax_unf.cli", *arguments, "--devices", "2"]
@@ -210,7 +234,8 @@ def test_evaluate_in_a_process_of_its_own_on_several_devices(capsys):
 
 
 def test_one_seed_has_no_error(capsys):
-    main(["evaluate", "mlp-fashion-mnist-sgdm", "--task", "mlp-digits", "--seeds", "1", "--steps", "5"])
+    options = ["--task", "mlp-digits", "--seeds", "1", "--steps", "5", "--no-adam"]
+    main(["evaluate", "mlp-fashion-mnist-sgdm", *options])
     assert set(values(capsys.readouterr().out)) == {"training_loss", "validation_loss"}
 
 

@@ -96,7 +96,7 @@ def initial_weights():
 def test_the_best_weights_are_kept(whole):
     result = whole
     losses = [record["final_loss"] for record in result.curve]
-    assert [record["step"] for record in result.curve] == [2, 4, 6, 8, 10, 11]
+    assert [record["step"] for record in result.curve] == [0, 2, 4, 6, 8, 10, 11]
     eval_key = jax.random.split(jax.random.key(0), 3)[1]
     problem = learned_training(SMALL, Regression())
     again = training_losses(problem, result.weights.theta, jax.random.split(eval_key, 2), 20)
@@ -194,7 +194,8 @@ def test_several_tasks_are_evaluated_each_and_together():
     )
     tasks = [Regression(), Deep()]
     result = meta_train(SGDM, tasks, config, jax.random.key(0), progress=False)
-    (record,) = result.curve
+    before, record = result.curve
+    assert (before["step"], record["step"]) == (0, 2)
     names = ("Regression", "deep")
     assert set(record) == {"step", "final_loss", *(f"final_loss/{name}" for name in names)}
     np.testing.assert_allclose(

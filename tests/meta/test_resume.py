@@ -1,5 +1,6 @@
 """A run that stops anywhere continues to the same bits; what it writes on the way."""
 
+import dataclasses
 import json
 import os
 import random
@@ -18,6 +19,7 @@ from resumable_run import CONFIG, run
 from optax_unf.meta import MetaTrainConfig
 from optax_unf.meta.checkpoint import Checkpoints
 from optax_unf.meta.metrics import Reporter
+from optax_unf.meta.run_folder import claimed
 
 pytestmark = pytest.mark.slow
 
@@ -245,11 +247,20 @@ def test_the_progress_bar_shows_the_numbers(capsys):
         reporter.flush()
         reporter.step(4, 0, 10, values)
     shown = capsys.readouterr().err
-    assert "2/5" in shown
+    assert "compiling (may take a minute): 2/5" in shown
     assert "3/5" in shown
     assert "loss=0.250, grad=1.5" in shown
     assert "final=0.1250" in shown
     assert "inner/s=" in shown
+    first, rest = shown.split("3/5", 1)
+    assert "step/s]" not in first.split("compiling")[1] + rest.split("4/5")[0]  # no time left before two steps are done
+
+
+def test_a_folder_belongs_to_one_process(tmp_path):
+    with claimed(tmp_path), pytest.raises(ValueError, match="must belong to one process, but another one is"):
+        run(tmp_path, dataclasses.replace(CONFIG, stages=CONFIG.stages[:1]))
+    with claimed(tmp_path):
+        pass
 
 
 def test_without_a_folder_nothing_is_written_and_signals_are_left_alone(tmp_path, monkeypatch):
