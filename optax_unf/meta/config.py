@@ -2,16 +2,16 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import optax
 
+from optax_unf._settings import settings_from_json
 from optax_unf.meta.estimators.backprop import Backprop
 from optax_unf.meta.estimators.evolution import NRES, PES, FullES, TruncatedES
 
 # What a configuration file can name.
 _ESTIMATORS = {estimator.__name__: estimator for estimator in (PES, NRES, FullES, TruncatedES, Backprop)}
-_Settings = TypeVar("_Settings")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,34 +133,27 @@ class MetaTrainConfig:
           settings: such as a JSON file holds.
 
         Raises:
-          ValueError: a setting or an estimator is unknown, or one without a default is missing.
+          ValueError: a setting or an estimator is unknown, missing or of another type.
 
         Example:
           >>> MetaTrainConfig.from_dict({"horizon": 500}).horizon
           500
         """
-        settings = dict(settings)
-        if "stages" in settings:
-            settings["stages"] = tuple(_stage(stage) for stage in settings["stages"])
-        return _made(cls, settings, "a meta-training run")
+        if not isinstance(settings, Mapping):
+            raise ValueError(f"The settings of a meta-training run must be an object of JSON, but are {settings!r}.")
+        stages = settings.get("stages")
+        read = [_stage(stage) for stage in stages] if isinstance(stages, list | tuple) else stages
+        return settings_from_json(cls, {**settings, **({"stages": read} if "stages" in settings else {})}, "a run")
 
 
-def _stage(settings: Mapping[str, Any]) -> Stage:
-    settings = dict(settings)
-    if "estimator" in settings:
-        described = dict(settings["estimator"])
-        name = described.pop("name", None)
-        if name not in _ESTIMATORS:
-            raise ValueError(f"The name of an estimator must be one of {', '.join(_ESTIMATORS)}, but is {name!r}.")
-        settings["estimator"] = _made(_ESTIMATORS[name], described, name)
-    return _made(Stage, settings, "a stage")
-
-
-def _made(cls: type[_Settings], settings: Mapping[str, Any], what: str) -> _Settings:
-    known = [field.name for field in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
-    if unknown := sorted(set(settings) - set(known)):
-        raise ValueError(f"The settings of {what} are {', '.join(known)}; there is no {', '.join(unknown)}.")
-    try:
-        return cls(**settings)
-    except TypeError as error:
-        raise ValueError(f"The settings of {what} do not suffice: {error}.") from error
+def _stage(settings: Any) -> Stage:
+    described = settings.get("estimator") if isinstance(settings, Mapping) else None
+    if not isinstance(described, Mapping):
+        return settings_from_json(Stage, settings, "a stage")
+    name = described.get("name")
+    if not isinstance(name, str) or name not in _ESTIMATORS:
+        raise ValueError(f"The name of an estimator must be one of {', '.join(_ESTIMATORS)}, but is {name!r}.")
+    own = {setting: value for setting, value in described.items() if setting != "name"}
+    return settings_from_json(
+        Stage, {**settings, "estimator": settings_from_json(_ESTIMATORS[name], own, name)}, "a stage"
+    )

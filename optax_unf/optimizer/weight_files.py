@@ -15,6 +15,7 @@ import numpy as np
 from optax_unf._files import write_text
 from optax_unf._imported import did_you_mean
 from optax_unf._safetensors import read_arrays, write_arrays
+from optax_unf._settings import settings_from_json
 from optax_unf.optimizer.architecture import Architecture
 from optax_unf.optimizer.meta_weights import MetaWeights, init_weights
 from optax_unf.optimizer.theta import from_arrays, to_arrays
@@ -144,13 +145,10 @@ def _pretrained_folder() -> Path:
 
 
 def _architecture_from_json(text: str) -> Architecture:
-    settings, known = json.loads(text), [field.name for field in dataclasses.fields(Architecture)]
-    if unknown := sorted(set(settings) - set(known)):
-        raise ValueError(
-            f"an architecture has the settings {', '.join(known)}, and not {', '.join(unknown)}. If a later version of "
-            f"optax_unf wrote the file, install that."
-        )
-    return Architecture(**settings)
+    try:
+        return settings_from_json(Architecture, json.loads(text), "an architecture")
+    except ValueError as error:
+        raise ValueError(f"{error} If a later version of optax_unf wrote the file, install that.") from error
 
 
 def _check_arrays(

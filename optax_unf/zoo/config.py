@@ -5,6 +5,7 @@ import json
 import math
 from typing import Any, TypeAlias
 
+from optax_unf._settings import settings_from_json
 from optax_unf.zoo.cells import CELLS, CellName
 
 Range: TypeAlias = tuple[float, float]
@@ -79,8 +80,4 @@ class ZooConfig:
         Raises:
           ValueError: a setting is unknown or out of range.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
-        if unknown := sorted(set(settings) - set(known)):
-            raise ValueError(f"A zoo has the settings {', '.join(known)}, and not {', '.join(unknown)}.")
-        read: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in settings.items()}
-        return cls(**read)
+        return settings_from_json(cls, settings, "a zoo")

@@ -397,6 +397,13 @@ def test_settings_survive_json(config):
         ({"stages": [{"estimator": {"name": "PES", "runs": 1}, "steps": 1, "learning_rate": 1.0}]}, "PES are pairs"),
         ({"stages": [{"estimator": {"name": "PES"}, "steps": 1}]}, "stage do not suffice.*learning_rate"),
         ({"horizon": 60}, "divide"),
+        ([], "a meta-training run must be an object of JSON, but are \\[\\]"),
+        ({"stages": 3}, "setting stages of a run must be .*, but is 3"),
+        ({"stages": [3]}, "a stage must be an object of JSON, but are 3"),
+        ({"stages": [{"estimator": 3, "steps": 1, "learning_rate": 1.0}]}, "estimator of a stage must be .*but is 3"),
+        ({"stages": [{"estimator": {"name": [1]}}]}, "name of an estimator must be one of PES"),
+        ({"stages": [{"estimator": {"name": "PES", "sigma": None}}]}, "setting sigma of PES must be float"),
+        ({"horizon": True}, "setting horizon of a run must be int, but is True"),
     ],
 )
 def test_settings_from_json_are_checked(settings, message):

@@ -224,8 +224,11 @@ def test_tied_coefficients_may_lack_roles_but_not_be_of_another_shape(tmp_path):
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"architecture": '{"head": "unf", "width": 3}'}, "settings head, .* and not width.*a later version"),
-        ({"architecture": '{"head": "transformer"}'}, "does not: head must be 'unf'"),
+        (
+            {"architecture": '{"head": "unf", "width": 3}'},
+            "architecture are head, .*there is no width.*a later version",
+        ),
+        ({"architecture": '{"head": "transformer"}'}, "does not: The setting head of an architecture must be"),
         ({"architecture": '{"hidden_channels": "8"}'}, "does not: "),
         ({"architecture": "[1, 2"}, "does not: "),
         ({"architecture": None}, "does not: 'architecture'"),
