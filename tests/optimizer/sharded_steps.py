@@ -48,6 +48,8 @@ SPEC = make_spec(AXES, PARAMS, sizes={"heads": SIZES["heads"]})
 
 @functools.cache
 def make(head):
+    if head == "universal":
+        return unf(total_steps=10, spec=SPEC)
     kind, coefficients = ("unf", head) if head in ("tied", "full") else (head, "full")
     preconditioner = "rms" if head == "tied" else None
     config = Architecture(kind, coefficients, 8, 1, preconditioner=preconditioner)
@@ -103,7 +105,8 @@ def sharded(head, layout, kind, expected):
 
 
 def differently_sharded(params, state, shardings):
-    trees = (params, *state[0].mu, state[0].nu or {})
+    nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, dict))
+    trees = (params, *(x for x in nodes if isinstance(x, dict)))
     return sorted({p for t in trees for p, x in t.items() if not x.sharding.is_equivalent_to(shardings[p], x.ndim)})
 
 
@@ -172,7 +175,7 @@ def gathered():
 
 def main():
     found = {"gather": {"moved": gathered()}, "inferred": inferred()}
-    for head, layouts in {"deepsets": ["rows"], "full": ["both"], "tied": ["both"]}.items():
+    for head, layouts in {"deepsets": ["rows"], "full": ["both"], "tied": ["both"], "universal": ["both"]}.items():
         step = stepper(make(head))
         expected = step(*step(PARAMS, make(head).init(PARAMS), GRADS), GRADS)
         for layout in layouts:
