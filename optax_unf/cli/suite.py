@@ -23,7 +23,7 @@ def run_suite(
     candidates: tuple[str, ...] = (),
     /,
     *,
-    suite: Literal["unseen", "probe"] = "unseen",
+    suite: Literal["unseen", "probe", "stress"] = "unseen",
     spec: Literal["none", "inferred"] = "none",
     factors: tuple[float, ...] = (1.0,),
     tune: float | None = None,
@@ -43,7 +43,7 @@ def run_suite(
     Args:
       candidates: module:attribute or file.py:attribute, a function (total_steps) -> GradientTransformation, which may
         also take an argument factor; or meta-weights by name or path. None for the baselines alone.
-      suite: unseen gives results; probe is there to choose by.
+      suite: unseen gives results; probe is there to choose by; stress has networks and runs far from the usual.
       spec: None, or inferred from each task's loss; functions take it as their argument spec.
       factors: Factors to run the candidates with.
       tune: The middle of a grid of factors, to take the best of, in place of --factors.

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from optax_unf._flax import linen as nn
@@ -43,16 +44,21 @@ class Problem(Task):
       batch_size: rows of a batch.
       horizon: inner steps of a run.
       name: the problem's name.
+      initial_scale: what the network's initial parameters are multiplied by.
+      dtype: of the parameters.
     """
 
     network: nn.Module
     batch_size: int = dataclasses.field(kw_only=True)
     horizon: int = dataclasses.field(kw_only=True)
     name: str = dataclasses.field(kw_only=True, default="")
+    initial_scale: float = dataclasses.field(kw_only=True, default=1.0)
+    dtype: DTypeLike = dataclasses.field(kw_only=True, default=jnp.float32)
 
     def init(self, key: Array) -> Params:
         """Fresh parameters."""
-        return self.network.init(key, self.sample(jax.random.key(0))[0])["params"]
+        params = self.network.init(key, self.sample(jax.random.key(0))[0])["params"]
+        return jax.tree.map(lambda x: (self.initial_scale * x).astype(self.dtype), params)
 
     @abc.abstractmethod
     def sample(self, key: Array) -> Any:

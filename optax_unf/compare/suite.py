@@ -1,13 +1,15 @@
-"""The tasks of the two suites.
+"""The tasks of the suites.
 
 *Unseen* tasks give the results: nothing is ever trained on their data, chosen by them, or tuned on them but the rates
 of baselines. *Probe* tasks, on data that meta-training may use, decide between candidates; each has a short and a long
-horizon. Mixers and diffusion are classes of architecture that meta-training leaves out, too.
+horizon. Mixers and diffusion are classes of architecture that meta-training leaves out, too. *Stress* tasks, on the
+data of unseen ones, each stand far from the usual in one respect.
 
 To add a task, add an entry: a network, data, batch size and horizon.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 
@@ -124,7 +126,23 @@ PROBE: Mapping[str, Callable[[], Problem]] = {
 }
 """The tasks to choose by, in the same way: each of 12 networks with a short and a long horizon."""
 
-SUITES: Mapping[str, Mapping[str, Callable[[], Problem]]] = {"unseen": UNSEEN, "probe": PROBE}
+_narrow = functools.partial(Supervised, MLP((32, 32, 10)), batch_size=128, horizon=1000)
+
+STRESS: Mapping[str, Callable[[], Problem]] = {
+    "wide": lambda: Supervised(MLP((512, 512, 10)), cifar(8), batch_size=64, horizon=500),
+    "deep": lambda: Supervised(
+        MLP((32,) * 24 + (10,), "silu", norm=True, residual=True), cifar(8), batch_size=64, horizon=500
+    ),
+    "short": lambda: _narrow(cifar(8), horizon=50),
+    "long": lambda: Supervised(MLP((32, 32, 1)), table("diabetes"), squared_error, batch_size=32, horizon=50_000),
+    "batch-of-8": lambda: _narrow(cifar(8), batch_size=8),
+    "bfloat16": lambda: _narrow(cifar(8), dtype=jnp.bfloat16),
+    "small-weights": lambda: _narrow(cifar(8), initial_scale=0.1),
+    "large-weights": lambda: _narrow(cifar(8), initial_scale=10.0),
+}
+"""Tasks far from the usual, in one respect each: wider, deeper, shorter, longer, noisier, in other units."""
+
+SUITES: Mapping[str, Mapping[str, Callable[[], Problem]]] = {"unseen": UNSEEN, "probe": PROBE, "stress": STRESS}
 
 # Cheap tasks of many kinds, for a first look.
 QUICK: Mapping[str, tuple[str, ...]] = {
@@ -139,6 +157,7 @@ QUICK: Mapping[str, tuple[str, ...]] = {
         "classification",
     ),
     "probe": tuple(f"{name}-{_PROBE[name][0][0]}" for name in list(_PROBE)[:8]),
+    "stress": tuple(name for name in STRESS if name not in ("wide", "long")),
 }
 """Names of the cheap tasks of each suite."""
 
