@@ -138,6 +138,22 @@ def test_tasks_of_the_probe_suite_can_be_traced(name):
     _check_task(suite.get("probe", name))
 
 
+@pytest.mark.slow
+@pytest.mark.data
+@needs_data
+def test_tasks_of_the_stress_suite_are_what_they_say():
+    tasks = {name: suite.get("stress", name) for name in suite.STRESS}
+    params = {name: jax.eval_shape(task.init, jax.random.key(0)) for name, task in tasks.items()}
+    for name, task in tasks.items():
+        batch = jax.eval_shape(task.sample, jax.random.key(0))
+        assert jax.eval_shape(task.loss, params[name], batch).shape == ()
+    horizons = {name: task.horizon for name, task in tasks.items()}
+    assert (min(horizons, key=horizons.get), max(horizons, key=horizons.get)) == ("short", "long")
+    assert {x.dtype for x in jax.tree.leaves(params["bfloat16"])} == {jnp.dtype(jnp.bfloat16)}
+    small, large = (tasks[f"{size}-weights"].init(jax.random.key(0)) for size in ("small", "large"))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(100 * x, y, rtol=1e-6), small, large)
+
+
 def _check_task(task):
     key = jax.random.key(0)
     params, batch = jax.eval_shape(task.init, key), jax.eval_shape(task.sample, key)
@@ -151,7 +167,7 @@ def test_the_suites_are_as_large_as_they_should_be_and_apart():
     assert len(suite.UNSEEN) >= 14
     assert len(suite.PROBE) == 24
     for name, tasks in suite.QUICK.items():
-        assert len(tasks) == 8
+        assert len(tasks) == (6 if name == "stress" else 8)
         assert set(tasks) <= set(suite.SUITES[name])
     with pytest.raises(ValueError, match="must be one of linear"):
         suite.get("unseen", "nope")
