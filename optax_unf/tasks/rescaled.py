@@ -62,6 +62,11 @@ class Rescaled(Task):
         """The task's own names of axes for an NFN head."""
         return as_task(self.task).nfn_axes
 
+    @property
+    def horizon(self) -> Any:
+        """The task's own."""
+        return as_task(self.task).horizon
+
     def init(self, key: Array) -> Params:
         """Fresh parameters, not rescaled."""
         return self.task.init(key)
