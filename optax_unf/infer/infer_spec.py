@@ -178,8 +178,8 @@ def _follow(
             f"The function must take the parameters, here the State of a flax.nnx model, but uses them as the model "
             f"itself ({error}). Merge the model inside of the function:\n\n"
             f"graph, params, rest = nnx.split(model, nnx.Param, ...)\n"
-            f"spec = Inferred(lambda params, rest, *args: {loss}(nnx.merge(graph, params, rest), *args), rest, batch)\n\n"
-            f"infer_spec takes the same function, and params after it."
+            f"spec = Inferred(lambda params, rest, *args: {loss}(nnx.merge(graph, params, rest), *args), rest, batch)"
+            f"\n\ninfer_spec takes the same function, and params after it."
         ) from error
     jaxpr, used = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
     if values and not any(used[: len(values)]):

@@ -380,7 +380,7 @@ def test_parameters_that_do_not_fit_are_refused_by_init():
     tx = unf("mlp-fashion-mnist-unf")
     with pytest.raises(ValueError, match=r"fit only the weight space .*differs at leaf 'dense_0/bias'.*Use weights"):
         tx.init({"w": jnp.ones((3, 2)), "b": jnp.ones(2)})
-    with pytest.raises(ValueError, match="must have an entry for .*'second'"):
+    with pytest.raises(ValueError, match=r"must have an entry for .*'second'"):
         unf("mlp-fashion-mnist-deepsets", spec={"first": AXES["first"]}).init(make_params())
 
 
