@@ -242,17 +242,6 @@ def test_trees_that_do_not_fit_the_spec():
         spec.unflatten([BIAS, KERNEL], like={"kernel": KERNEL, "bias": BIAS, "extra": BIAS})
 
 
-@pytest.mark.parametrize(
-    "tree", [{"kernel": KERNEL, "bias": BIAS}, [KERNEL, BIAS], KERNEL], ids=["dict", "list", "array"]
-)
-def test_swapped_arguments_of_permute(tree, unchecked):
-    spec = make_spec(jax.tree.map(lambda x: ("out", "in")[2 - x.ndim :], tree), tree)
-    with pytest.raises(
-        TypeError, match=r"first the permutation.*other way round.*Write spec\.permute\(permutation, tree\)"
-    ):
-        spec.permute(tree, spec.random_permutation(jax.random.key(0)))
-
-
 def test_permutations_that_do_not_fit_the_spec():
     params = {"kernel": KERNEL, "bias": BIAS}
     spec = make_spec(LAYER, params)
