@@ -72,6 +72,15 @@ def check_total_steps(total_steps: Any) -> None:
         raise ValueError(f"total_steps must be positive, the updates in the whole run, but is {total_steps!r}.")
 
 
+def check_is_spec(spec: Any, what: str) -> None:
+    """Refuses what only stands for a spec until there are parameters, such as names and `Inferred`."""
+    if not isinstance(spec, PermutationSpec):
+        raise TypeError(
+            f"{what} must be a PermutationSpec, but is of type {type(spec).__name__}. make_spec(names, params), "
+            f"infer_spec(fn, params, *args) and Inferred(fn, *args).of(params) make one."
+        )
+
+
 State = TypeVar("State")
 
 

@@ -14,18 +14,27 @@ from optax_unf.spec.permutation_spec import PermutationSpec
 Features: TypeAlias = PyTree[Float[ArrayLike, "..."]]
 
 
-def channels_first(features: Features, spec: PermutationSpec) -> list[Float[Array, "channels ..."]]:
-    """The leaves in the order of the spec, channels first, checked against its shapes."""
-    leaves = []
-    for leaf, x in zip(spec.leaves, spec.flatten(features, "features"), strict=True):
-        x = jnp.asarray(x)
+def flat_features(features: Features, spec: PermutationSpec) -> list[Float[Array, "... channels"]]:
+    """The leaves in the order of the spec, checked against its shapes."""
+    leaves = [jnp.asarray(x) for x in spec.flatten(features, "features")]
+    for leaf, x in zip(spec.leaves, leaves, strict=True):
         if x.ndim == 0 or x.shape[:-1] != leaf.shape:
+            mend = (
+                "These seem to be the features of many networks: initialize the layer with those of one, and apply it "
+                "by jax.vmap(layer.apply, (None, 0))(variables, features)."
+                if x.shape[1:-1] == leaf.shape and x.ndim == len(leaf.shape) + 2
+                else "Add a channel axis, or make the spec from parameters of this shape."
+            )
             raise ValueError(
                 f"The features of leaf {show_path(leaf.path)} must have shape {(*leaf.shape, 'channels')}, but have "
-                f"{x.shape}. Add a channel axis, or make the spec from parameters of this shape."
+                f"{x.shape}. {mend}"
             )
-        leaves.append(jnp.moveaxis(x, -1, 0))
     return leaves
+
+
+def channels_first(features: Features, spec: PermutationSpec) -> list[Float[Array, "channels ..."]]:
+    """As `flat_features`, with the channels first."""
+    return [jnp.moveaxis(x, -1, 0) for x in flat_features(features, spec)]
 
 
 def to_tree(leaves: list[Float[Array, "channels ..."]], like: Features, spec: PermutationSpec) -> Features:

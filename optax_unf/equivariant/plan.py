@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from optax_unf.equivariant.contract import Tensor
 from optax_unf.equivariant.signature_groups import is_own, label_of, most_terms, own_labels, roles, signature_groups
@@ -79,13 +79,13 @@ def std(*, own: bool, fan_in: int, others: int) -> float:
 def draw(plan: Plan, key: Array) -> dict[str, Float[Array, "..."]]:
     """Parameters before training.
 
-    All numbers are drawn at once and then cut, where they can be by numpy: each draw and each cut of another shape
-    would be compiled.
+    All numbers are drawn at once, by one program, and then cut, where they can be by numpy: each draw and each cut of
+    another shape would be compiled.
     """
     if not plan:
         return {}
     stds = np.concatenate([std.ravel() for std in plan.values()])
-    numbers = jax.random.normal(key, stds.shape, jnp.float32) * jnp.asarray(stds, jnp.float32)
+    numbers = _normal(key, stds.astype(np.float32))
     if not isinstance(numbers, Tracer):
         numbers = np.asarray(numbers)
     ends = np.cumsum([std.size for std in plan.values()])
@@ -93,3 +93,8 @@ def draw(plan: Plan, key: Array) -> dict[str, Float[Array, "..."]]:
         name: jnp.asarray(numbers[end - std.size : end].reshape(std.shape))
         for (name, std), end in zip(plan.items(), ends, strict=True)
     }
+
+
+@jax.jit
+def _normal(key: Array, stds: Float[ArrayLike, " n"]) -> Float[Array, " n"]:
+    return jax.random.normal(key, jnp.shape(stds), jnp.float32) * stds

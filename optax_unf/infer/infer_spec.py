@@ -71,7 +71,8 @@ def infer_spec(
       The spec.
 
     Raises:
-      TypeError: the function cannot be traced, or a leaf of the parameters is no array.
+      TypeError: the function cannot be traced, takes a flax.nnx model where it is given the State of one, or a leaf of
+        the parameters is no array.
       ValueError: the outputs do not depend on the parameters.
       NotImplementedError: with `strict=True`, an operation has no rule.
 
@@ -168,6 +169,18 @@ def _follow(
             "Python's if, while and int() do. Use jax.lax.cond and jnp.where instead, or pass settings as plain Python "
             "values."
         ) from error
+    except (AttributeError, TypeError) as error:
+        if not _uses_as_model(params, error):
+            raise
+        name = getattr(fn, "__name__", "")
+        loss = name if name.isidentifier() else "loss"
+        raise TypeError(
+            f"The function must take the parameters, here the State of a flax.nnx model, but uses them as the model "
+            f"itself ({error}). Merge the model inside of the function:\n\n"
+            f"graph, params, rest = nnx.split(model, nnx.Param, ...)\n"
+            f"spec = Inferred(lambda params, rest, *args: {loss}(nnx.merge(graph, params, rest), *args), rest, batch)"
+            f"\n\ninfer_spec takes the same function, and params after it."
+        ) from error
     jaxpr, used = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
     if values and not any(used[: len(values)]):
         raise ValueError(
@@ -183,3 +196,9 @@ def _follow(
             fix(term, "data")
     interpreter.finish(values)
     return [not u for u in used[: len(values)]]
+
+
+def _uses_as_model(params: PyTree, error: Exception) -> bool:
+    """Whether a function failed because it calls, or asks for attributes of, the State of a flax.nnx model."""
+    kind = type(params)
+    return kind.__name__ == "State" and kind.__module__.startswith("flax.nnx") and "State" in str(error)

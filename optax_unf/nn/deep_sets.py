@@ -15,7 +15,8 @@ class DeepSets(nn.Module):
     """The permutation-equivariant layer of Zaheer et al. 2017 (arXiv:1703.06114, Eq. 4), per leaf.
 
     A linear map of each entry's channels, plus a linear map of their mean over the leaf. Its weights fit any
-    weight space, and without the pooled part it is pointwise.
+    weight space, and without the pooled part it is pointwise. It knows of no spec, and would pool over an axis of
+    networks as over any other: apply it to many by `jax.vmap(layer.apply, (None, 0))`.
 
     Attributes:
       channels: number of output channels.

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, DTypeLike, Float
 
+from optax_unf._arguments import check_is_spec
 from optax_unf._flax import linen as nn
 from optax_unf.equivariant.layout import Features, channels_first, to_tree
 from optax_unf.spec.axes import Name
@@ -33,6 +34,7 @@ class PositionalEncoding(nn.Module):
       frequencies: number of octaves, at least the number of axes of one name in one leaf.
 
     Raises:
+      TypeError: `spec` is no `PermutationSpec`.
       ValueError: the spec has no axis of one of the names, or a leaf has more of them than there are frequencies (at
         construction), or the input has other leaves or shapes than the spec.
 
@@ -54,6 +56,7 @@ class PositionalEncoding(nn.Module):
     frequencies: int = 4
 
     def __post_init__(self) -> None:
+        check_is_spec(self.spec, "PositionalEncoding's spec")
         _check(self.spec, self.names, self.frequencies)
         super().__post_init__()
 

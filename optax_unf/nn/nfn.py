@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from optax_unf._arguments import check_is_spec
 from optax_unf._flax import linen as nn
 from optax_unf.equivariant.layout import Features, channels_first, to_tree
 from optax_unf.equivariant.nfn import feed_forward, neuron_layers, nfn_plan
@@ -29,6 +30,7 @@ class NFN(nn.Module):
       use_bias: add the constant equivariant maps.
 
     Raises:
+      TypeError: `spec` is no `PermutationSpec`.
       ValueError: the spec is not that of a feed-forward network (at construction), or the input has other leaves or
         shapes than the spec.
 
@@ -48,6 +50,7 @@ class NFN(nn.Module):
     use_bias: bool = True
 
     def __post_init__(self) -> None:
+        check_is_spec(self.spec, "NFN's spec")
         neuron_layers(self.spec)
         super().__post_init__()
 

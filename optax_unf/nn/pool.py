@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from optax_unf._arguments import check_is_spec
 from optax_unf._flax import linen as nn
 from optax_unf.equivariant.contract import contract, contractions, positions_to_channels, tensors
 from optax_unf.equivariant.layout import Features, channels_first, to_parts
@@ -20,6 +21,7 @@ class InvariantPool(nn.Module):
       spec: the permutation spec of the weight space.
 
     Raises:
+      TypeError: `spec` is no `PermutationSpec`.
       ValueError: the input has other leaves or shapes than the spec.
 
     Example:
@@ -33,6 +35,10 @@ class InvariantPool(nn.Module):
     """
 
     spec: PermutationSpec
+
+    def __post_init__(self) -> None:
+        check_is_spec(self.spec, "InvariantPool's spec")
+        super().__post_init__()
 
     def __call__(self, features: Features) -> Float[Array, " invariants"]:
         """Applies the pool.

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from optax_unf._arguments import check_is_spec
 from optax_unf._flax import linen as nn
 from optax_unf.equivariant.layout import Features
 from optax_unf.nn.deep_sets import DeepSets
 from optax_unf.nn.pool import InvariantPool
 from optax_unf.nn.sequential import nf_relu
-from optax_unf.nn.stacked import Stacked
+from optax_unf.nn.stacked import Stacked, flat_stacked
 from optax_unf.nn.unf import UNF
 from optax_unf.spec.permutation_spec import PermutationSpec
 
@@ -30,6 +31,10 @@ class InvariantPredictor(nn.Module):
     as of the last layer. Leaves and pooled numbers are normalized by their mean and standard deviation over the models
     that `init` gets, the collection `normalization` of the variables: give it the training models.
 
+    The layer `"unf"` has coefficients of its own for each position along a fixed axis, and `infer_spec` fixes inputs
+    and outputs by default. Where they are more than a few, make the spec with `io="permute"`, or use `"unf-tied"`: see
+    `UNF`, which warns of millions.
+
     Attributes:
       spec: the permutation spec of one network.
       outputs: how many numbers are predicted.
@@ -41,7 +46,8 @@ class InvariantPredictor(nn.Module):
       dropout: of its hidden units, where `apply` gets `rngs={"dropout": key}`.
 
     Raises:
-      ValueError: the input has other leaves or shapes than the spec.
+      TypeError: `spec` is no `PermutationSpec`.
+      ValueError: the input has other leaves or shapes than the spec, or no axis of models.
 
     Example:
       >>> from optax_unf import infer_spec
@@ -65,6 +71,10 @@ class InvariantPredictor(nn.Module):
     width: int = 512
     hidden_layers: int = 2
     dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_is_spec(self.spec, "InvariantPredictor's spec")
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, stacked: Stacked) -> Float[Array, "models outputs"]:
@@ -98,7 +108,7 @@ class InvariantPredictor(nn.Module):
         return _over_models(UNF)(self.spec, self.channels, coefficients=coefficients)
 
     def _normalized(self, stacked: Stacked) -> Stacked:
-        leaves = [jnp.asarray(x, jnp.float32) for x in self.spec.flatten(stacked, "stacked")]
+        leaves = [jnp.asarray(x, jnp.float32) for x in flat_stacked(stacked, self.spec)]
         mean = self.variable("normalization", "mean", lambda: jnp.stack([jnp.mean(x) for x in leaves])).value
         std = self.variable("normalization", "std", lambda: jnp.stack([jnp.std(x) for x in leaves])).value
         # A leaf without any variation stays zero.

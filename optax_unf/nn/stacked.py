@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Float, PyTree
 
 from optax_unf.spec.paths import leaves_by_path, show_path
+from optax_unf.spec.permutation_spec import PermutationSpec
 
 Stacked = PyTree[Float[ArrayLike, "models ..."]]
 
@@ -62,19 +63,23 @@ def check_finite(stacked: Stacked) -> None:
             )
 
 
-def models_of(stacked: Stacked) -> int:
-    """How many models there are.
+def flat_stacked(stacked: Stacked, spec: PermutationSpec) -> list[ArrayLike]:
+    """The leaves in the order of the spec, checked to have its shapes behind one axis of models.
 
     Raises:
-      ValueError: the leaves disagree, or there are none.
+      ValueError: they have not, or other leaves.
     """
-    sizes = {path: np.shape(x)[0] if np.ndim(x) else None for path, x in leaves_by_path(stacked).items()}
-    if len(set(sizes.values())) != 1 or None in sizes.values():
-        raise ValueError(
-            f"All leaves must have one axis of models first, but their first axes are {sizes}. Stack models by "
-            f"optax_unf.nn.stack_models."
-        )
-    return next(iter(sizes.values()))  # type: ignore[return-value]
+    leaves = spec.flatten(stacked, "models")
+    models = np.shape(leaves[0])[:1] if leaves else ()
+    for leaf, x in zip(spec.leaves, leaves, strict=True):
+        shape = np.shape(x)
+        if not models or shape != (*models, *leaf.shape):
+            raise ValueError(
+                f"The models' leaf {show_path(leaf.path)} must have shape {('models', *leaf.shape)}, with as many "
+                f"models as the other leaves, but has {shape}. Stack models by optax_unf.nn.stack_models; it takes a "
+                f"single one, too: stack_models([params])."
+            )
+    return leaves
 
 
 def _shown(shapes: dict[str, tuple[int, ...]], path: str) -> str:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from optax_unf._arguments import check_is_spec
 from optax_unf.optimizer.architecture import Architecture, InitialScalars
 from optax_unf.optimizer.network import Network
 from optax_unf.optimizer.theta import Scalars, Theta
@@ -56,11 +57,7 @@ def init_weights(
     Raises:
       TypeError: `spec` is no `PermutationSpec`.
     """
-    if not isinstance(spec, PermutationSpec):
-        raise TypeError(
-            f"The weight space must be a PermutationSpec, but is of type {type(spec).__name__}. "
-            f"make_spec(names, params), infer_spec and Inferred(...).of(params) make one."
-        )
+    check_is_spec(spec, "The weight space")
     learns = architecture.head != "none"
     network = Network(architecture, spec).init(key) if learns else ()
     theta = Theta(_scalars(architecture, scalars or InitialScalars()), network)

@@ -83,7 +83,7 @@ def scale_by_unf(
         and 0 where there are several devices. A static argument for `optax.inject_hyperparams`.
 
     Returns:
-      A transformation whose `update` requires `params`.
+      A transformation whose `update` requires `params`. Its `init` refuses parameters that do not fit.
 
     Raises:
       ValueError: `params` is missing; the trees or the spec do not match; the state is that of weights with another
@@ -115,6 +115,9 @@ def scale_by_unf(
 
     def init(params: optax.Params) -> ScaleByUNFState:
         check_real(params, "parameter")
+        # optax.tree.map_params passes a placeholder, without leaves, which no spec fits.
+        if jax.tree.leaves(params):
+            _weight_space(weights, spec, params)
         return ScaleByUNFState(
             count=replicated(jnp.zeros([], jnp.int32), params),
             mu=tuple(jax.tree.map(zero, params) for _ in range(_number_of_momenta(weights.architecture))),

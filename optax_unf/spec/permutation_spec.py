@@ -103,6 +103,7 @@ class PermutationSpec:
           A tree of the same structure, `out[..., i, ...] = leaf[..., permutation[name][i], ...]`.
 
         Raises:
+          TypeError: the permutation is no mapping, or the two arguments are swapped.
           ValueError: the tree or the permutation does not fit the spec.
 
         Example:
@@ -118,9 +119,9 @@ class PermutationSpec:
         if not isinstance(permutation, Mapping) or (
             not set(self.sizes) <= set(permutation) and isinstance(tree, Mapping) and set(self.sizes) <= set(tree)
         ):
-            raise ValueError(
+            raise TypeError(
                 "permute takes first the permutation, a mapping from names to indices, and then the tree, but was "
-                "given them the other way round, or something else: spec.permute(permutation, tree)."
+                "given them the other way round, or something else. Write spec.permute(permutation, tree)."
             )
         _check_permutation(self.sizes, permutation)
         leaves = self.flatten(tree)

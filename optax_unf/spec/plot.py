@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _FONT, _LINE = 8.0, 1.9  # size in points; rows are so many times as high
-_CHARACTER = 0.61  # width of a character of the monospace font, relative to its size
+_CHARACTER = 0.605  # width of a character of the monospace font, relative to its size
 _LANE = 3  # width of a column of markers, in characters
 _FIXED = "0.55"  # grey
 _COLOURS = ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "C8", "C9")
@@ -43,6 +43,7 @@ def plot_spec(spec: PermutationSpec, ax: "Axes | None" = None) -> "Axes":
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.patheffects import Normal
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "Plotting a spec requires matplotlib, which is not installed. Run: pip install 'optax-unf[demo]'."
@@ -70,7 +71,9 @@ def plot_spec(spec: PermutationSpec, ax: "Axes | None" = None) -> "Axes":
     size = _fit(ax, width, height)
 
     def write(x: float, y: float, text: str, **style: Any) -> None:
-        ax.text(x, y, text, family="monospace", va="center_baseline", fontsize=size, **style)
+        # As an outline it has its width at any resolution; the characters of fonts are rounded to whole pixels.
+        style |= {"family": "monospace", "va": "center_baseline", "path_effects": [Normal()]}
+        ax.text(x, y, text, fontsize=size, **style)
 
     def lane(name: Name | None) -> float:
         return lanes_at + _LANE * (0 if name is None else 1 + lanes[name])

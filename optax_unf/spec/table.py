@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 # Longer names, such as inference gives, stand once, and a number stands for them elsewhere.
 _LONG = 14
-_NARROWEST = 30
+# A line, and the room in it for the last column, are not narrower.
+_NARROWEST, _ROOM = 40, 30
 
 
 class _Label:
@@ -30,7 +31,7 @@ def table(spec: "PermutationSpec", width: int | None = None) -> str:
 
     Args:
       spec: the spec.
-      width: of a line, where it can be kept; by default that of the terminal.
+      width: of a line; by default that of the terminal. Longer paths are shortened in the middle.
     """
     width = width or shutil.get_terminal_size((120, 24)).columns
     long = [name for name in spec.sizes if len(repr(name)) > _LONG]
@@ -74,10 +75,28 @@ def _axes(axes: tuple[Axis, ...], labels: Mapping[Name, str]) -> str:
 
 
 def _columns(rows: Sequence[tuple[str, str, str]], width: int) -> str:
-    first, second = (max(len(row[column]) for row in rows) for column in range(2))
-    indent = " " * (first + second + 4)
+    """Three columns, the last of which wraps; where there is no room for it, it goes below the others."""
+    width = max(width, _NARROWEST)
+    second = max(len(b) for _, b, _ in rows)
+    rows = [(shortened(a, width - second - 2), b, c) for a, b, c in rows]
+    first = max(len(a) for a, _, _ in rows)
+    indent = first + second + 4
+    longest_word = max((len(word) for _, _, c in rows for word in c.split()), default=0)
+    longest = max(len(c) for _, _, c in rows)
+    below = width - indent < max(longest_word, min(longest, _ROOM))
+    if below:
+        indent = 4
     lines = []
     for a, b, c in rows:
-        wrapped = textwrap.wrap(c, max(width - len(indent), _NARROWEST), break_long_words=False, break_on_hyphens=False)
-        lines.append(f"{a:<{first}}  {b:<{second}}  " + f"\n{indent}".join(wrapped))
+        wrapped = textwrap.wrap(c, width - indent, break_long_words=False, break_on_hyphens=False)
+        last = ("\n" + " " * indent).join(shortened(line, width - indent) for line in wrapped)
+        lines.append(f"{a:<{first}}  {b}\n{' ' * indent}{last}" if below else f"{a:<{first}}  {b:<{second}}  {last}")
     return "\n".join(lines)
+
+
+def shortened(text: str, length: int) -> str:
+    """The text, or its two ends with an ellipsis between them."""
+    if len(text) <= length:
+        return text
+    tail = length // 2
+    return f"{text[: length - tail - 1]}…{text[len(text) - tail :]}"

@@ -166,10 +166,11 @@ def task_horizon(task: TaskLike) -> int:
 
 def check_held_out(task: TaskLike) -> None:
     """Raises ValueError if a task has no held-out data."""
-    if jax.eval_shape(as_task(task).held_out) is None:
+    task = as_task(task)
+    if jax.eval_shape(task.held_out) is None:
         raise ValueError(
-            f"A validation loss needs a task with a method `held_out()`, which returns a batch, but "
-            f"{type(task).__name__} has none."
+            f"A validation loss needs a task with a method `held_out()`, which returns a batch, but {task.name} has "
+            f"none. Add one to its class."
         )
 
 

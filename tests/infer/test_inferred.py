@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from optax_unf import Inferred, infer_spec, unf
 
@@ -45,6 +46,50 @@ def test_modes_are_those_of_infer_spec(io, noise):
     spec = Inferred(loss, *args, io=io, noise=noise).of(PARAMS)
     direct = infer_spec(loss, PARAMS, *args, io=io, noise=noise)
     assert (spec, spec.io, spec.noise, spec.notes) == (direct, direct.io, direct.noise, direct.notes)
+
+
+class Model(nnx.Module):
+    def __init__(self, rngs):
+        self.hidden, self.out = nnx.Linear(3, 8, rngs=rngs), nnx.Linear(8, 2, rngs=rngs)
+        self.norm, self.dropout = nnx.BatchNorm(8, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(self.dropout(jnp.tanh(self.norm(self.hidden(x)))))
+
+    def logits(self, x):
+        return self(x)
+
+
+def model_loss(model, x):
+    return jnp.sum(model(x))
+
+
+@pytest.mark.parametrize(
+    "fn", [model_loss, lambda model, x: model.logits(x), lambda model, x: model.out(model.norm(model.hidden(x)))]
+)
+def test_a_loss_of_an_nnx_model_is_told_what_to_write(fn):
+    model = Model(nnx.Rngs(0))
+    with pytest.raises(TypeError, match=r"must take the parameters, here the State .* uses them as the model") as error:
+        nnx.Optimizer(model, unf(spec=Inferred(fn, X)), wrt=nnx.Param)
+    with pytest.raises(TypeError, match="must take the parameters, here the State"):
+        infer_spec(fn, nnx.state(model, nnx.Param), X)
+
+    # The lines of the message work as they are, also where the model has statistics and draws.
+    lines = [line for line in str(error.value).splitlines() if " = " in line]
+    names = {"nnx": nnx, "Inferred": Inferred, "model": model, "batch": X, "loss": fn, "model_loss": fn}
+    exec("\n".join(lines), names)
+    spec = names["spec"].of(names["params"])
+    hidden = {axis for leaf in spec.leaves for axis in leaf.axes if spec.sizes[axis] == 8}
+    assert len(lines) == 2
+    assert len(hidden) == 1
+
+
+def test_other_errors_of_a_loss_of_a_state_stay_as_they_are():
+    state = nnx.state(Model(nnx.Rngs(0)), nnx.Param)
+    with pytest.raises(TypeError, match="dot_general"):
+        Inferred(lambda state, x: x @ state["out"]["kernel"][...], X).of(state)
+    with pytest.raises(KeyError, match="absent"):
+        Inferred(lambda state, x: state["absent"], X).of(state)
 
 
 def test_modes_are_permute_by_default():

@@ -22,9 +22,19 @@ from spaces import (
     stacked_layer_maps,
 )
 
-from optax_unf import make_spec
+from optax_unf import Inferred, make_spec
 from optax_unf.equivariant.basis import valid_partitions
-from optax_unf.nn import NFN, UNF, DeepSets, InvariantPool, PositionalEncoding, Sequential, nf_relu, pointwise
+from optax_unf.nn import (
+    NFN,
+    UNF,
+    DeepSets,
+    InvariantPool,
+    InvariantPredictor,
+    PositionalEncoding,
+    Sequential,
+    nf_relu,
+    pointwise,
+)
 
 
 def spec_of(axes, size=3, **sizes):
@@ -443,3 +453,49 @@ def test_pointwise_acts_on_every_leaf():
     x = {"w": jnp.array([[-1.0, 2.0]]), "b": (jnp.array(-3.0),)}
     assert_close(jax.jit(pointwise(jnp.square))(x), {"w": jnp.array([[1.0, 4.0]]), "b": (jnp.array(9.0),)}, 0)
     assert_close(jax.jit(nf_relu)(x), {"w": jnp.array([[0.0, 2.0]]), "b": (jnp.array(0.0),)}, 0)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        Inferred(lambda params: jnp.sum(params["w"]) ** 2),
+        {"w": ("in", "out")},
+        (("in", "out"),),
+        "in",
+        None,
+        lambda params: {"w": ("in", "out")},
+    ],
+    ids=["inferred", "names", "tuples", "name", "none", "function"],
+)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda spec: UNF(spec, 2),
+        lambda spec: NFN(spec, 2),
+        InvariantPool,
+        InvariantPredictor,
+        lambda spec: PositionalEncoding(spec, ("in",)),
+    ],
+    ids=["UNF", "NFN", "InvariantPool", "InvariantPredictor", "PositionalEncoding"],
+)
+def test_a_layer_says_how_a_spec_is_made(layer, spec):
+    message = r"'s spec must be a PermutationSpec.*make_spec\(names, params\), infer_spec.*Inferred.*\.of\(params\)"
+    with pytest.raises(TypeError, match=message):
+        layer(spec)
+
+
+def test_other_layers_say_how_they_are_applied_to_a_batch():
+    spec = spec_of({"w": ("in", "out")})
+    batch = {"w": jnp.ones((5, 3, 3, 1))}
+    for layer in (NFN(spec, 2), InvariantPool(spec), PositionalEncoding(spec, ("in",))):
+        with pytest.raises(ValueError, match=r"jax\.vmap\(layer\.apply, \(None, 0\)\)\(variables, features\)"):
+            layer.init(jax.random.key(0), batch)
+    # What they say works.
+    assert jax.vmap(InvariantPool(spec).apply, (None, 0))({}, batch).shape[0] == 5
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (3, 2, 1), (5, 3, 2, 1), (5, 2, 3)])
+def test_a_predictor_says_how_models_are_stacked(shape):
+    predictor = InvariantPredictor(make_spec({"w": ("in", "out")}, {"w": jnp.zeros((3, 2))}), channels=2, depth=1)
+    with pytest.raises(ValueError, match=r"leaf 'w' must have shape \('models', 3, 2\), .*stack_models\(\[params\]\)"):
+        predictor.init(jax.random.key(0), {"w": jnp.ones(shape)})

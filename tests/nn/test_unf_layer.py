@@ -241,12 +241,42 @@ def test_vmap_over_weight_spaces():
     [
         ({"leaf_0": jnp.ones((2, 3))}, r"'leaf_0' must have shape \(2, 3, 'channels'\)"),
         ({"leaf_0": jnp.ones((3, 2, 1))}, "make the spec from parameters of this shape"),
+        ({"leaf_0": jnp.ones((5, 2, 3, 1))}, r"have \(5, 2, 3, 1\).*jax\.vmap\(layer\.apply, \(None, 0\)\)"),
         ({"leaf_1": jnp.ones((2, 3, 1))}, "lacks 'leaf_0'"),
     ],
 )
 def test_features_that_do_not_fit_are_refused(x, message):
     with pytest.raises(ValueError, match=message):
         UNF(make_space([("a", "b")]), 1).init(jax.random.key(0), x)
+
+
+def test_many_parameters_from_fixed_axes_are_warned_of():
+    params = {"w1": jnp.zeros((64, 4)), "b1": jnp.zeros(4), "w2": jnp.zeros((4, 10)), "b2": jnp.zeros(10)}
+    x = jax.tree.map(lambda leaf: jnp.ones((*leaf.shape, 16)), params)
+    fixed = make_spec({"w1": (None, "h"), "b1": ("h",), "w2": ("h", None), "b2": (None,)}, params)
+    named = make_spec({"w1": ("in", "h"), "b1": ("h",), "w2": ("h", "out"), "b2": ("out",)}, params)
+
+    def number(layer):
+        return sum(x.size for x in jax.tree.leaves(jax.eval_shape(layer.init, jax.random.key(0), x)))
+
+    with pytest.warns(
+        UserWarning, match=r"parameters, most of them because .* 64 positions of leaf 'w1'.*io='perm"
+    ) as w:
+        found = number(UNF(fixed, 16))
+    assert f"has {found:,} parameters" in str(w[0].message)
+    assert found > 1e6
+    # Warnings are errors.
+    assert max(map(number, (UNF(named, 16), UNF(fixed, 16, "tied"), UNF(fixed, 4)))) < 1e6
+    wide = UNF(named, 2000)
+    assert number(wide) > 1e6
+
+
+def test_weights_that_are_given_are_not_warned_of():
+    spec = make_spec({"w": (None, "h")}, {"w": jnp.zeros((60, 2))})
+    layer, x = UNF(spec, 16), {"w": jax.ShapeDtypeStruct((60, 2, 16), jnp.float32)}
+    with pytest.warns(UserWarning, match="because axes are fixed"):
+        variables = jax.eval_shape(layer.init, jax.random.key(0), x)
+    jax.eval_shape(layer.apply, variables, x)
 
 
 def test_large_fixed_axes_are_refused():

@@ -375,6 +375,15 @@ def without(tree, name):
     return {key: value for key, value in tree.items() if key != name}
 
 
+def test_parameters_that_do_not_fit_are_refused_by_init():
+    """Not by the first update, which is often inside of jit."""
+    tx = unf("mlp-fashion-mnist-unf")
+    with pytest.raises(ValueError, match=r"fit only the weight space .*differs at leaf 'dense_0/bias'.*Use weights"):
+        tx.init({"w": jnp.ones((3, 2)), "b": jnp.ones(2)})
+    with pytest.raises(ValueError, match=r"must have an entry for .*'second'"):
+        unf("mlp-fashion-mnist-deepsets", spec={"first": AXES["first"]}).init(make_params())
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

@@ -61,6 +61,12 @@ def test_what_is_saved_comes_back(tmp_path, config):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["w.json", "w.safetensors"]
 
 
+def test_weights_without_a_card(tmp_path):
+    save_weights(tmp_path / "w.safetensors", make_weights())
+    with pytest.raises(FileNotFoundError, match=r"The card of .*w\.safetensors must be .*w\.json, but there is none"):
+        load_card(tmp_path / "w.safetensors")
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "w.safetensors"
     save_weights(path, make_weights())

@@ -23,8 +23,9 @@ def test_swapped_arguments_are_told():
     params = {"w": jnp.zeros((3, 2))}
     spec = make_spec({"w": ("a", "b")}, params)
     permutation = spec.random_permutation(jax.random.key(0))
-    with pytest.raises(ValueError, match=r"spec.permute\(permutation, tree\)"):
-        spec.permute(params, permutation)
+    for tree in (params, [params["w"]], params["w"]):
+        with pytest.raises(TypeError, match=r"other way round.*Write spec\.permute\(permutation, tree\)"):
+            spec.permute(tree, permutation)
 
 
 def test_permute_by_hand():

@@ -4,7 +4,9 @@ import sys
 
 import jax.numpy as jnp
 import matplotlib as mpl
+import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from optax_unf import Concat, make_spec
@@ -74,6 +76,37 @@ def test_names_one_after_the_other_share_a_column():
     (first, left), (second, right), (third, below_left), (fourth, below_right) = lines
     assert [first, second, third, fourth] == [(0, 1), (0, 1), (2, 3), (3, 3)]
     assert left == below_left < right == below_right
+
+
+@pytest.mark.parametrize("dpi", [50, 72, 150])
+def test_long_names_end_before_what_follows(dpi):
+    """By their pixels, whatever the resolution."""
+    long = "params/a_very_long_name_of_a_hidden_fully_connected_layer_number_{}/kernel"
+    params = {long.format(n): jnp.zeros((2, 2)) for n in range(2)}
+    ax = make_spec({path: (f"{path}:0", f"{path}:1") for path in params}, params).plot()
+    figure = ax.figure
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    everything = [*ax.texts, *ax.lines, *ax.patches]
+    for artist in everything:
+        artist.set_visible(False)
+    ends, starts = [], []
+    row = sorted((text for text in ax.texts if text.get_position()[1] == 0), key=lambda text: text.get_position()[0])
+    for text in row:
+        text.set_visible(True)
+        canvas.draw()
+        ink = np.flatnonzero((np.asarray(canvas.buffer_rgba())[..., :3] < 255).any((0, 2)))
+        ends.append(ink.max())
+        starts.append(ax.transData.transform(text.get_position())[0])
+        text.set_visible(False)
+    assert sum(len(text.get_text()) > 70 for text in row) == 3
+    # The markers are centred where they are.
+    pairs = [
+        (end, start) for end, start, text in zip(ends, starts[1:], row[1:], strict=False) if text.get_ha() == "left"
+    ]
+    assert len(pairs) >= 6
+    assert all(end <= start for end, start in pairs)
+    assert ends[-1] < figure.bbox.width
 
 
 def test_without_matplotlib(monkeypatch):

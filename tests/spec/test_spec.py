@@ -386,3 +386,25 @@ def test_long_names_are_numbered_and_lines_wrap():
     assert "blocks/0/kernel   (3, 2)  (#1, 'x')" in printed
     assert "#12 'blocks/11/kernel:0'" in printed
     assert printed.count("[1]") == 12
+
+
+@pytest.mark.parametrize("width", [10, 40, 60, 80, 120, 200])
+def test_no_line_is_longer_than_the_terminal_is_wide(width, monkeypatch):
+    names = {
+        f"transformer_block_{n}/multi_head_self_attention/{which}/kernel": (
+            "model",
+            f"block_{n}/heads",
+            f"block_{n}/size",
+        )
+        for n in range(2)
+        for which in ("query", "key", "value")
+    }
+    monkeypatch.setenv("COLUMNS", str(width))
+    printed = str(make_spec(names, {path: jnp.zeros((16, 4, 2)) for path in names}))
+    lines = printed.splitlines()
+    assert max(map(len, lines)) <= max(width, 40)
+    assert sum("(16, 4, 2)" in line for line in lines) == len(names)
+    if width >= 80:
+        assert all(f"{path} " in printed and f"{path}[2]" in printed for path in names)
+    else:
+        assert any("…" in line and "/kernel" in line for line in lines)

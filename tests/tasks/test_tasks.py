@@ -15,7 +15,7 @@ from places import data_folder
 from optax_unf import make_spec, tasks
 from optax_unf.tasks import MLPTask, Task, TaskLike, as_task, task_spec
 from optax_unf.tasks.data.images import Images, digits, downscale, fashion_mnist, read_idx
-from optax_unf.tasks.task import task_horizon
+from optax_unf.tasks.task import check_held_out, task_horizon
 
 FASHION_FILES = (
     "train-images-idx3-ubyte.gz",
@@ -358,11 +358,16 @@ def test_defaults_of_a_task_are_those_of_an_object_with_three_methods():
         assert task.of_run(key) is task
         with pytest.raises(ValueError, match=f"{task.name} must have an attribute horizon"):
             task_horizon(task)
+        with pytest.raises(
+            ValueError, match=rf"method `held_out\(\)`, which returns a batch, but {task.name} has none"
+        ):
+            check_held_out(task)
     assert [as_task(Parabola()).name, Derived().name] == ["Parabola", "Derived"]
     plain = Full()
     full = as_task(plain)
     assert (full.name, full.source, full.horizon, full.axes) == ("full", "nowhere", 7, {"x": ("n",)})
     assert full.held_out().shape == (2,)
+    check_held_out(full)
     assert full == as_task(plain) != as_task(Full())
     with pytest.raises(AttributeError, match="'Derived' object has no attribute 'nome'"):
         Derived().nome  # noqa: B018
