@@ -57,6 +57,7 @@ def page(zoo: Zoo, results: Sequence[Result], made: Mapping[str, Any]) -> str:
         f"{np.mean(rates < 0.02):.0%}; above 0.98: {np.mean(rates > 0.98):.0%}; quartiles "
         f"{', '.join(f'{q:.2f}' for q in np.quantile(rates, (0.25, 0.5, 0.75)))}.\n",
         _table(results, "test"),
+        _differences(results),
         *(
             f"## Tested on {name}, never seen\n\n{_table(results, name)}"
             for name in dict.fromkeys(result.tested_on for result in results)
@@ -79,6 +80,26 @@ def _table(results: Sequence[Result], tested_on: str) -> str:
                     f"| {LABELS[name]} | {size:,} | {tau[0]:.3f} ± {tau[1]:.3f} | {r2[0]:.3f} ± {r2[1]:.3f} | "
                     f"{some[0].parameters:,} | {np.mean([r.seconds for r in some]):.0f} |"
                 )
+    return "\n".join(rows) + "\n"
+
+
+def _differences(results: Sequence[Result]) -> str:
+    """By how much UNF's tau is above that of the others on the same splits, for the largest training set."""
+    size = max(r.train for r in results)
+    of_seed = {name: {r.seed: r.tau for r in chosen(results, name, size)} for name in LABELS}
+    others = [name for name in LABELS if of_seed[name]]
+    rows = [
+        f"Tau less that of the column on the same splits, {size:,} models to train on:\n",
+        f"| | {' | '.join(LABELS[name] for name in others)} |",
+        "|---" * (1 + len(others)) + "|",
+    ]
+    for name in ("unf", "unf-tied"):
+        cells = []
+        for other in others:
+            shared = sorted(of_seed[name].keys() & of_seed[other].keys())
+            mean, error = mean_and_error([of_seed[name][seed] - of_seed[other][seed] for seed in shared] or [np.nan])
+            cells.append("" if name == other or not shared else f"{mean:+.3f} ± {error:.3f}")
+        rows.append(f"| {LABELS[name]} | {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 
 

@@ -1,5 +1,6 @@
 """Predictors on weights: invariance, files, training, scores, the experiment."""
 
+import dataclasses
 import json
 
 import jax
@@ -250,6 +251,8 @@ def test_the_experiment_goes_on_and_has_a_page(tmp_path):
     mean, error = mean_and_error([r.tau for r in results if r.train == 96 and r.tested_on == "test"])
     assert f"| boosted trees on statistics | 96 | {mean:.3f} ± {error:.3f} |" in text
     assert "## Tested on larger, never seen" in text
+    better = [dataclasses.replace(r, predictor="unf", tau=r.tau + 0.1) for r in results]
+    assert "| UNF |  | +0.100 ± 0.000 |" in write_page(tmp_path, zoo, [*results, *better], {})
     for name in ("rates", "scatter", "sizes"):
         assert (tmp_path / f"zoo-{name}.png").stat().st_size > 1000
     path.write_text("{}\n")
