@@ -133,7 +133,9 @@ def plot_rates(zoo: Zoo) -> "Figure":
 
 def plot_scatter(results: Sequence[Result]) -> "Figure":
     """Predicted against actual rates, a panel for each predictor."""
-    shown = [r for r in results if r.pairs and r.tested_on == "test"]
+    # Runs on other sizes, if they had a call of their own, keep pairs as well.
+    most = max(r.train for r in results)
+    shown = [r for name in LABELS for r in chosen(results, name, most) if r.pairs]
     figure = new_figure((2.6 * max(len(shown), 1), 2.9))
     for axes, result in zip(figure.subplots(1, max(len(shown), 1), sharey=True, squeeze=False)[0], shown, strict=False):
         predicted, actual = np.array(result.pairs).T
@@ -156,5 +158,8 @@ def plot_sizes(results: Sequence[Result]) -> "Figure":
             means, errors = zip(*scores, strict=True)
             axes.errorbar(sizes, means, np.nan_to_num(errors), label=LABELS[name], marker="o", markersize=3)
     axes.set(xscale="log", xlabel="models to train on", ylabel="Kendall's tau")
+    shown = sorted({r.train for r in results})
+    axes.set_xticks(shown, [f"{size:,}" for size in shown], minor=False)
+    axes.set_xticks([], minor=True)
     axes.legend(fontsize="small")
     return figure
