@@ -143,7 +143,7 @@ def _shortened(x: np.ndarray) -> Float[np.ndarray, "..."]:
 
 def bundled() -> Records:
     """The records of the baselines that come with the package."""
-    return merged(*(Records.read(_BASELINES / f"{suite}.npz") for suite in ("unseen", "probe")))
+    return merged(*(Records.read(_BASELINES / f"{suite}.npz") for suite in ("unseen", "probe", "stress")))
 
 
 def merged(*parts: Records) -> Records:
