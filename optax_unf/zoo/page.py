@@ -93,7 +93,8 @@ def _differences(results: Sequence[Result]) -> str:
         f"| | {' | '.join(LABELS[name] for name in others)} |",
         "|---" * (1 + len(others)) + "|",
     ]
-    for name in ("unf", "unf-tied"):
+    ours: tuple[PredictorName, ...] = ("unf", "unf-tied")
+    for name in ours:
         cells = []
         for other in others:
             shared = sorted(of_seed[name].keys() & of_seed[other].keys())

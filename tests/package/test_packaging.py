@@ -61,7 +61,10 @@ def test_wheel_has_every_file(wheel):
     assert pretrained <= found
     # Nothing else is installed: no tests, no caches.
     others = {name for name in found - package - pretrained if ".dist-info/" not in name}
-    data = {"optax_unf/py.typed", *(f"optax_unf/compare/bundled/{suite}.npz" for suite in ("unseen", "probe", "stress"))}
+    data = {
+        "optax_unf/py.typed",
+        *(f"optax_unf/compare/bundled/{suite}.npz" for suite in ("unseen", "probe", "stress")),
+    }
     data |= {f"optax_unf/zoo/bundled/small.{kind}" for kind in ("safetensors", "json")}
     assert {name for name in others if not name.startswith("optax_unf/_pretrained/")} == data
     assert any(name.endswith("/licenses/LICENSE") for name in found)
