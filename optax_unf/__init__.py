@@ -57,4 +57,4 @@ else:
     def __dir__() -> list[str]:
         # `help` imports what is listed.
         lacking = () if importlib.util.find_spec("flax") else _NEED_FLAX
-        return sorted({*globals(), *_ON_DEMAND}.difference(lacking))
+        return sorted({*globals(), *_ON_DEMAND}.difference(lacking, ("Any", "TYPE_CHECKING", "importlib")))

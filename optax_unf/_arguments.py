@@ -1,5 +1,6 @@
 """What the optimizer refuses, before anything is compiled."""
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
@@ -66,10 +67,32 @@ def check_total_steps(total_steps: Any) -> None:
     """Refuses what is no positive integer, where that is known before tracing."""
     if total_steps is None or isinstance(total_steps, Tracer):
         return
-    if isinstance(total_steps, bool | str) or np.ndim(total_steps) != 0 or int(total_steps) != total_steps:
+    is_number = not isinstance(total_steps, bool) and _dtype_of(total_steps) is not None and np.ndim(total_steps) == 0
+    if not is_number or int(total_steps) != total_steps:
         raise TypeError(f"total_steps must be an integer, the updates in the whole run, but is {total_steps!r}.")
     if total_steps < 1:
         raise ValueError(f"total_steps must be positive, the updates in the whole run, but is {total_steps!r}.")
+
+
+def check_same_leaves(found: PyTree, wanted: PyTree, what: str, of_what: str) -> None:
+    """Refuses a tree that has other leaves than another one.
+
+    Raises:
+      ValueError: with the first leaf that one of them lacks.
+    """
+    have, want = (dict.fromkeys(leaves_by_path(tree)) for tree in (found, wanted))
+    for path in {**want, **have}:
+        if path not in have or path not in want:
+            raise ValueError(
+                f"The {what} must have the leaves of the {of_what}, but {'lack' if path in want else 'also have'} "
+                f"{show_path(path)}."
+            )
+
+
+def check_choice(name: str, found: Any, choices: Sequence[str]) -> None:
+    """Refuses a word that is not one of those there are."""
+    if found not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, but is {found!r}.")
 
 
 def check_is_spec(spec: Any, what: str) -> None:

@@ -27,11 +27,16 @@ def imported(source: str) -> Any:
                 raise ImportError(f"{module_name} is no Python file")
             module = importlib.util.module_from_spec(found)
             sys.modules[found.name] = module
+            # As for a script: it may import the files beside it.
+            if (folder := str(Path(module_name).resolve().parent)) not in sys.path:
+                sys.path.insert(0, folder)
             found.loader.exec_module(module)
         else:
             module = importlib.import_module(module_name)
         return getattr(module, attribute)
     except (ImportError, FileNotFoundError, AttributeError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name != module_name.partition(".")[0]:
+            raise ValueError(f"{module_name} of {source!r} cannot be imported: {error}.") from error
         raise ValueError(f"{source!r} must be module:attribute or file.py:attribute, but: {error}") from error
 
 

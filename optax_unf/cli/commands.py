@@ -28,6 +28,7 @@ from optax_unf.optimizer.meta_weights import MetaWeights, check_fits
 from optax_unf.optimizer.pretrained import Listing, list_pretrained
 from optax_unf.optimizer.transfer import carries_head, transfer_weights
 from optax_unf.optimizer.weight_files import load_card, load_weights, pretrained_names, save_weights
+from optax_unf.tasks.data.files import without_download
 from optax_unf.tasks.task import as_task, task_horizon, task_spec
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def list_weights(*, describe: bool = False, task: tuple[str, ...] = (), data_dir
     """Lists the pretrained meta-weights and the tasks.
 
     Args:
-      describe: Also show sizes and work of each task, which loads its data.
+      describe: Also show sizes and work of each task whose data is there.
       task: Only these tasks, and weights for them.
       data_dir: Folder with the original data files; by default what OPTAX_UNF_DATA names.
     """
@@ -51,7 +52,15 @@ def list_weights(*, describe: bool = False, task: tuple[str, ...] = (), data_dir
     print(Listing(x for x in listed if x.trained_on in task) if task else listed)
     print("\ntasks")
     for name in chosen:
-        print(tasks.describe(tasks.get(name, data_dir=data_dir)) if describe else name)
+        print(_described(name, data_dir) if describe else name)
+
+
+def _described(name: str, data_dir: str | None) -> str:
+    try:
+        with without_download():
+            return str(tasks.describe(tasks.get(name, data_dir=data_dir)))
+    except FileNotFoundError as error:
+        return f"{name}: {error}"
 
 
 def meta_train(
@@ -122,7 +131,11 @@ def meta_train(
         spec, key_head = task_spec(loaded[0], architecture.head), jax.random.fold_in(key, 1)
         initial = transfer_weights(begun, architecture, spec, key_head, alpha=scalars.alpha, learned=learned)
         if first and not carries_head(begun, architecture, spec):
-            print(f"The head of f is fresh, and so is beta: that of {start} does not fit.", file=sys.stderr)
+            print(
+                f"The head of f is fresh, and so is beta: that of {start} does not fit. To go on with it, give --head "
+                f"{begun.architecture.head} --coefficients {begun.architecture.coefficients}.",
+                file=sys.stderr,
+            )
     result = meta.meta_train(
         architecture,
         loaded,
@@ -131,7 +144,7 @@ def meta_train(
         weights=initial,
         scalars=scalars if initial is None else None,
         out=out,
-        card={} if begun is None else {"start": start, "start_digest": digest(begun)},
+        card={"given_tasks": list(task)} | ({"start": start, "start_digest": digest(begun)} if begun else {}),
         progress=progress,
     )
     if not first:
@@ -173,7 +186,7 @@ def evaluate(
     _check_steps(steps)
     _start_devices(devices)
     learned = load_weights(weights)
-    loaded = tasks.get(task or load_card(weights)["task"], data_dir=data_dir)
+    loaded = tasks.get(task or _own_task(weights), data_dir=data_dir)
     check_fits(learned.spec, task_spec(loaded, learned.architecture.head))
     horizon = steps or task_horizon(loaded)
     training = meta.learned_training(learned.architecture, loaded, horizon)
@@ -187,6 +200,15 @@ def evaluate(
     if (run := Path(weights)).is_dir():
         write_text(run / "adam.json", json.dumps({"rate": rate, "steps": horizon, "final_loss": final}) + "\n")
         write_figure(run / "curves.png", plot_run(run))
+
+
+def _own_task(weights: str) -> str:
+    """The task that weights were meta-trained on, as the command was given it."""
+    card = load_card(weights)
+    names = card.get("given_tasks", [card["task"]])
+    if len(names) != 1 or not (":" in names[0] or names[0] in tasks.names()):
+        raise ValueError(f"{weights} was meta-trained on {card['task']}: say by --task where to evaluate it.")
+    return names[0]
 
 
 def _print_losses(prefix: str, runs: Runs) -> float:

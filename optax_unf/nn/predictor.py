@@ -1,13 +1,13 @@
 """From the weights of a network to numbers that no permutation of its neurons changes."""
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from optax_unf._arguments import check_is_spec
+from optax_unf._arguments import check_choice, check_is_spec
 from optax_unf._flax import linen as nn
 from optax_unf.equivariant.layout import Features
 from optax_unf.nn.deep_sets import DeepSets
@@ -74,6 +74,7 @@ class InvariantPredictor(nn.Module):
 
     def __post_init__(self) -> None:
         check_is_spec(self.spec, "InvariantPredictor's spec")
+        check_choice("InvariantPredictor's layer", self.layer, get_args(Layer))
         super().__post_init__()
 
     @nn.compact

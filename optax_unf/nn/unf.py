@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from optax_unf._arguments import check_is_spec
+from optax_unf._arguments import check_choice, check_is_spec
 from optax_unf._flax import linen as nn
 from optax_unf.equivariant.contract import Tensor, tensors
 from optax_unf.equivariant.layout import Features, flat_features, to_parts
@@ -45,7 +45,8 @@ class UNF(nn.Module):
 
     Raises:
       TypeError: `spec` is no `PermutationSpec`.
-      ValueError: the input has other leaves or shapes than the spec, or fixed axes have too many positions.
+      ValueError: the input has other leaves or shapes than the spec, fixed axes have too many positions, or the
+        coefficients are neither.
 
     Warns:
       UserWarning: when it is initialized, fixed axes add more than a million parameters.
@@ -68,6 +69,7 @@ class UNF(nn.Module):
 
     def __post_init__(self) -> None:
         check_is_spec(self.spec, "UNF's spec")
+        check_choice("UNF's coefficients", self.coefficients, ("full", "tied"))
         super().__post_init__()
 
     @nn.compact

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from optax_unf._arguments import check_real, checked_state
+from optax_unf._arguments import check_real, check_same_leaves, checked_state
 from optax_unf._sharding import replicated
 from optax_unf.infer import Spec
 from optax_unf.nominal.matrices import find_matrices
@@ -73,6 +73,10 @@ def in_units(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, InUnitsState]:
         units, inner_state = checked_state(state, InUnitsState)
+        if params is not None:
+            check_same_leaves(updates, params, "gradients", "parameters")
+        if (count := len(jax.tree.leaves(updates))) != len(units):
+            raise ValueError(f"The state is one of {len(units)} leaves, but there are {count} gradients.")
         seen = None if params is None else _times(params, 1 / units)
         steps, inner_state = inner.update(_times(updates, units), inner_state, seen, **extra)
         return _times(steps, units), InUnitsState(units, inner_state)

@@ -120,9 +120,9 @@ def load_card(name_or_path: str | Path) -> dict[str, Any]:
 def _resolve(name_or_path: str | Path) -> Path:
     if not isinstance(name_or_path, str | os.PathLike):
         raise TypeError(
-            f"Meta-weights must be MetaWeights, a path, or one of {', '.join(pretrained_names())}, but are of type "
-            f"{type(name_or_path).__name__}. init_weights and load_weights make MetaWeights. A learning rate is not "
-            f"needed: unf(total_steps=...) finds its step size, and factor=0.5 would halve it."
+            f"Meta-weights must be MetaWeights, a name or a path, but are of type {type(name_or_path).__name__}. A "
+            f"learning rate is not needed: unf(total_steps=...) finds its step size, and factor=0.5 would halve it. "
+            f"init_weights and load_weights make MetaWeights; names are {', '.join(pretrained_names())}."
         )
     if str(name_or_path) in pretrained_names():
         return _pretrained_folder() / f"{name_or_path}.safetensors"

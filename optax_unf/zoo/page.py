@@ -87,7 +87,7 @@ def _differences(results: Sequence[Result]) -> str:
     """By how much UNF's tau is above that of the others on the same splits, for the largest training set."""
     size = max(r.train for r in results)
     of_seed = {name: {r.seed: r.tau for r in chosen(results, name, size)} for name in LABELS}
-    others = [name for name in LABELS if of_seed[name]]
+    others: list[PredictorName] = [name for name in LABELS if of_seed[name]]
     rows = [
         f"Tau less that of the column on the same splits, {size:,} models to train on:\n",
         f"| | {' | '.join(LABELS[name] for name in others)} |",

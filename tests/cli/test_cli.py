@@ -14,6 +14,7 @@ import pytest
 from places import ROOT
 
 from optax_unf import Architecture, __version__, load_card, load_weights, tasks
+from optax_unf._imported import imported
 from optax_unf.cli.options import RunOptions, StageOptions, run_config
 from optax_unf.cli.program import main
 from optax_unf.meta import PES, MetaTrainConfig, Stage, meta_train
@@ -23,7 +24,7 @@ TINY = ("--task", "mlp-digits", "--head", "none", "--no-progress")
 STAGE = ("--steps", "3", "--pairs", "1", "--truncation", "2", "--learning-rate", "0.1")
 RUN = ("--horizon", "4", "--evaluate-every", "1", "--evaluate-runs", "2")
 CARD = {"task", "data", "command", "commit", "date", "start", "outer_steps", "seconds", "machine", "versions"}
-CARD |= {"selection", "architecture", "scalars", "start_digest", "config", "curve"}
+CARD |= {"selection", "architecture", "scalars", "start_digest", "config", "curve", "given_tasks"}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -135,6 +136,17 @@ def test_the_learned_part_of_a_start_needs_a_start(capsys, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_describing_downloads_nothing(capsys, monkeypatch, tmp_path):
+    pooch = pytest.importorskip("pooch")
+    monkeypatch.delenv("OPTAX_UNF_DATA", raising=False)
+    monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path)
+    monkeypatch.setattr(pooch, "retrieve", lambda *arguments, **options: pytest.fail("downloads"))
+    main(["list", "--describe", "--task", "mlp-fashion-mnist", "mlp-digits"])
+    printed = capsys.readouterr().out
+    assert re.search(r"mlp-fashion-mnist: The data file \S+ is not downloaded yet", printed)
+    assert "3,466 in 6 leaves" in printed
+
+
 def test_a_start_that_failed_does_not_block_its_folder(tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     for name in ("config.json", "metrics.jsonl"):
@@ -146,7 +158,9 @@ def test_a_start_that_failed_does_not_block_its_folder(tmp_path):
 def test_a_fresh_head_is_told(tmp_path, capsys):
     options = ["--task", "mlp-digits", "--head", "deepsets", "--start", "mlp-fashion-mnist-tied", "--no-progress"]
     main(["meta-train", *options, *STAGE, *RUN, "--out", str(tmp_path / "run")])
-    assert "The head of f is fresh, and so is beta: that of mlp-fashion-mnist-tied does" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "The head of f is fresh, and so is beta: that of mlp-fashion-mnist-tied does not fit." in told
+    assert "give --head unf --coefficients tied" in told
 
 
 def test_a_start_has_scalars_already(capsys, tmp_path):
@@ -339,6 +353,8 @@ def test_a_task_of_ones_own_serves_every_command(tmp_path, capsys):
         ]
     )
     assert load_card(tmp_path / "run" / "weights.safetensors")["task"] == "Line"
+    main(["evaluate", str(tmp_path / "run"), "--seeds", "2", "--no-adam"])  # the task as it was given
+    assert values(capsys.readouterr().out)["training_loss"] > 0
     main(["evaluate", str(tmp_path / "run" / "weights.safetensors"), "--task", task, "--seeds", "2"])
     assert values(capsys.readouterr().out)["validation_loss"] > 0
     with pytest.raises(SystemExit, match=r"must have init, sample and loss, but lacks"):
@@ -360,3 +376,13 @@ def test_near_misses_are_named(arguments, message):
 def test_version(capsys):
     main(["--version"])
     assert capsys.readouterr().out == f"optax-unf {__version__}\n"
+
+
+def test_a_file_of_ones_own_imports_its_neighbour(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "neighbour_of_mine.py").write_text("STEPS = 7\n")
+    (tmp_path / "mine.py").write_text("from neighbour_of_mine import STEPS\n")
+    assert imported(f"{tmp_path}/mine.py:STEPS") == 7
+    (tmp_path / "broken.py").write_text("import no_such_module_at_all\n")
+    with pytest.raises(ValueError, match=r"broken\.py of .* cannot be imported: No module named 'no_such_module"):
+        imported(f"{tmp_path}/broken.py:STEPS")

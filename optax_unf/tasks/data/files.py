@@ -1,10 +1,14 @@
 """Where data files are: a folder the user names, or the user's cache, filled once by download."""
 
+import contextlib
+import contextvars
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 _VARIABLE = "OPTAX_UNF_DATA"
+_OFFLINE = contextvars.ContextVar("_OFFLINE", default=False)
 
 
 def find(
@@ -50,6 +54,16 @@ def find(
     )
 
 
+@contextlib.contextmanager
+def without_download() -> Iterator[None]:
+    """Inside the `with` block, a file that would have to be downloaded is missing."""
+    token = _OFFLINE.set(True)
+    try:
+        yield
+    finally:
+        _OFFLINE.reset(token)
+
+
 def given_folder(data_dir: str | Path | None) -> Path | None:
     """The data folder that the user names, by argument or by the environment variable `OPTAX_UNF_DATA`."""
     given = data_dir or os.environ.get(_VARIABLE)
@@ -75,6 +89,8 @@ def _download(name: str, *, folder: str, sha256: str, urls: tuple[str, ...]) -> 
             f"holds {folder}/{name}."
         ) from error
     cache = pooch.os_cache("optax_unf") / folder
+    if _OFFLINE.get() and not (cache / name).is_file():
+        raise FileNotFoundError(f"The data file {name} is not downloaded yet.")
     problems = []
     for url in urls:
         try:
