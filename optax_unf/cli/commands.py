@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,9 +30,6 @@ from optax_unf.optimizer.transfer import carries_head, transfer_weights
 from optax_unf.optimizer.weight_files import load_card, load_weights, pretrained_names, save_weights
 from optax_unf.tasks.data.files import without_download
 from optax_unf.tasks.task import as_task, task_horizon, task_spec
-
-if TYPE_CHECKING:
-    pass
 
 _LABELS = {"unf": "UNF", "nfn": "NFN", "deepsets": "Deep Sets", "none": "SGDM, meta-trained"}
 
