@@ -436,7 +436,7 @@ def test_parameters_that_do_not_fit_are_refused_by_init():
         ),
         (lambda: unf(make_weights()).init({"w": jnp.ones(3), "act": jnp.tanh}), TypeError, "'act' is .*equinox.filter"),
         (lambda: unf(make_weights()).init({"w": jnp.ones(3), "act": "relu"}), TypeError, "parameter 'act' is 'relu'"),
-        (lambda: unf(1e-3), TypeError, "a path, or one of .* are of type float.*A learning rate is not needed"),
+        (lambda: unf(1e-3), TypeError, r"a path, but are of type float\. A learning rate is not needed"),
         (lambda: unf(make_weights(), factor="0.1"), TypeError, "factor must be a number or .* schedule, but is '0.1'"),
         (lambda: unf(learning_rate=1e-3), TypeError, "learning_rate"),
         (lambda: unf(total_steps=0), ValueError, "total_steps must be positive, .* is 0"),
