@@ -44,8 +44,11 @@ def check_real(tree: PyTree, what: str) -> None:
                 f"the spec of the model as it is."
             )
         if not is_signed_float(dtype):
+            wanted = "floating-point leaves"
+            if jnp.issubdtype(dtype, jnp.floating):
+                wanted += " that have either sign"
             raise TypeError(
-                f"The learned optimizer needs real floating-point leaves of either sign, but the {what} "
+                f"The learned optimizer needs real {wanted}, but the {what} "
                 f"{show_path(path)} is {dtype}. Leave it out with optax.masked or optax.partition."
             )
 

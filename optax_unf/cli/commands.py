@@ -9,6 +9,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optax_unf import meta, tasks
 from optax_unf._files import write_text
@@ -17,6 +18,7 @@ from optax_unf.compare.baselines import ADAM_COSINE, BASELINES, best_rate, tune
 from optax_unf.compare.optimizers import compare_optimizers
 from optax_unf.compare.plot import plot_comparisons
 from optax_unf.compare.results import Comparison, mean_and_error, read_comparison, read_comparisons, write_comparison
+from optax_unf.compare.speed import geometric_mean, smoothed, speed_up
 from optax_unf.compare.table import markdown_page, result_lines
 from optax_unf.meta.card import cpu_cores, digest, provenance, this_command
 from optax_unf.meta.fresh import Runs, fresh_keys, fresh_runs
@@ -149,7 +151,7 @@ def meta_train(
     if save is not None:
         save_weights(save, result.weights, card=load_card(out / "weights.safetensors"))
     best = min(record["final_loss"] for record in result.curve)
-    print(f"final_loss {best:.6g} nats")
+    print(f"final_loss {best:.6g} -")
     print(f"seconds {result.seconds:.6g} s")
     print(f"Wrote {out / 'weights.safetensors'}" + (f" and {save}" if save else ""))
 
@@ -166,6 +168,8 @@ def evaluate(
     devices: int | None = None,
 ) -> None:
     """Trains fresh networks by a learned optimizer, on the seeds of optax-unf compare, and by tuned Adam beside it.
+
+    The speed-up is that of optax-unf suite: steps that Adam needs for the loss both reach, over steps taken.
 
     Of a run's folder, Adam's loss is kept in RUN/adam.json, and drawn into RUN/curves.png.
 
@@ -187,13 +191,15 @@ def evaluate(
     check_fits(learned.spec, task_spec(loaded, learned.architecture.head))
     horizon = steps or task_horizon(loaded)
     training = meta.learned_training(learned.architecture, loaded, horizon)
-    _print_losses("", fresh_runs(training, learned.theta, fresh_keys(seeds), horizon))
+    mine = fresh_runs(training, learned.theta, fresh_keys(seeds), horizon)
+    _print_losses("", mine)
     if not adam:
         return
     rate = best_rate(tune(ADAM_COSINE, loaded, horizon))
     runs = fresh_runs(ADAM_COSINE.training(loaded, horizon), jnp.float32(rate), fresh_keys(seeds), horizon)
-    print(f"adam_rate {rate:.3g}")
+    print(f"adam_rate {rate:.3g} -")
     final = _print_losses("adam_", runs)
+    _print_speed_up(mine, runs)
     if (run := Path(weights)).is_dir():
         write_text(run / "adam.json", json.dumps({"rate": rate, "steps": horizon, "final_loss": final}) + "\n")
         write_figure(run / "curves.png", plot_run(run))
@@ -213,11 +219,24 @@ def _print_losses(prefix: str, runs: Runs) -> float:
     means = []
     for name, losses in (("training_loss", meta.final_loss(runs.losses)), ("validation_loss", runs.validation)):
         mean, error = mean_and_error([float(x) for x in losses])
-        print(f"{prefix}{name} {mean:.6g} nats")
+        print(f"{prefix}{name} {mean:.6g} -")
         if len(losses) > 1:
-            print(f"{prefix}{name}_error {error:.6g} nats")
+            print(f"{prefix}{name}_error {error:.6g} -")
         means.append(mean)
     return means[0]
+
+
+def _print_speed_up(runs: Runs, adam: Runs) -> None:
+    """Prints how many times as fast runs are as Adam's of the same seeds."""
+    curves = zip(smoothed(np.asarray(runs.losses)), smoothed(np.asarray(adam.losses)), strict=True)
+    horizon = runs.losses.shape[1]
+    speed, error = geometric_mean(np.array([[speed_up(mine, theirs, horizon)] for mine, theirs in curves]))
+    print(f"speed_up {speed:.4g} -")
+    if len(runs.losses) > 1:
+        print(f"speed_up_error {error:.2g} -")
+    margin = 2 * np.nan_to_num(error)
+    side = "ahead of" if speed > 1 + margin else "behind" if speed < 1 - margin else "about level with"
+    print(f"{side.capitalize()} Adam at its best rate: {speed:.2f} times as fast to the loss that both reach.")
 
 
 def compare(

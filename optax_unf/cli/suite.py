@@ -15,7 +15,7 @@ from optax_unf.compare.runs import LANES
 from optax_unf.compare.suite import QUICK, SUITES, get
 from optax_unf.compare.summary import summarize
 from optax_unf.compare.sweep import Settings, sweep
-from optax_unf.meta.card import provenance
+from optax_unf.meta.card import provenance, this_command
 from optax_unf.tasks.task import Task, as_task, check_held_out, task_horizon
 
 
@@ -36,7 +36,8 @@ def run_suite(
 ) -> None:
     """Measures optimizers on networks that no weights have seen, against tuned Adam, Muon and others.
 
-    Writes OUT/records.npz after each optimizer on each task, and at the end OUT/SUITE.md, SUITE.json and two pictures.
+    Writes OUT/records.npz after each optimizer on each task, and at the end OUT/SUITE.md, SUITE.json and two pictures
+    (own.md and so on, where all tasks are your own).
     Called again, it goes on: what OUT/records.npz has is not run again, nor are the baselines that the package brings.
     The suites read data from the folder that OPTAX_UNF_DATA names.
 
@@ -63,19 +64,20 @@ def run_suite(
     loaders = [functools.partial(_load, suite, name, seen) for name in names]
     own = Records.read(out / "records.npz")
     known = bundled()
-    made = provenance(["optax-unf", "suite", *candidates, "--suite", suite])
+    made = provenance(this_command())
     settings = Settings(seeds=min(seeds, 3) if quick else seeds, timed=timed, fresh=fresh)
     for record in sweep(loaders, chosen, merged(known, own), settings=settings, made=made):
         own.add(record)
         own.write(out / "records.npz")
         print(f"{record.task}: {record.contender}, final loss {record.final.mean():.4g}", flush=True)
     shown = Records(record for record in merged(known, own) if record.task in seen)
-    write_page(out, suite, shown, made)
+    title = "own" if all(":" in name for name in names) else suite
+    write_page(out, title, shown, made)
     for contender in (*chosen, *BASELINES):
         if row := summarize(shown, contender.name, shown.tasks()):
             over = ", ".join(f"{mean:.2f} ± {error:.2f} over {name}" for name, (mean, error) in row.over.items())
             print(f"{row.contender}: {over}")
-    print(f"Wrote {out / suite}.md")
+    print(f"Wrote {out / title}.md")
 
 
 def _candidates(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from optax_unf._files import write_text
 from optax_unf.cli.suite import keep_compiled
-from optax_unf.meta.card import provenance
+from optax_unf.meta.card import provenance, this_command
 from optax_unf.zoo.card import make_card
 from optax_unf.zoo.config import ZooConfig
 from optax_unf.zoo.experiment import read_results, run, write_results
@@ -39,7 +39,7 @@ def make_zoo(
     zoo = gather(config, shards)
     path = out / "zoo.safetensors"
     save_zoo(path, zoo)
-    card = make_card(zoo, provenance(["optax-unf", "zoo", "make", "--models", str(models)]), path)
+    card = make_card(zoo, provenance(this_command()), path)
     write_text(path.with_suffix(".json"), json.dumps(card, indent=1) + "\n")
     print(f"Wrote {len(zoo):,} models to {path}")
 
@@ -90,7 +90,7 @@ def table(zoo: Path, /, *, results: Path, out: Path) -> None:
       results: Folder where optax-unf zoo train wrote.
       out: Folder of the page.
     """
-    made = provenance(["optax-unf", "zoo", "train", zoo.name])
+    made = provenance(this_command())
     write_page(out, load_zoo(zoo), read_results(results / "results.jsonl"), made)
     print(f"Wrote {out / 'zoo.md'}")
 

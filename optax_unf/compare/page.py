@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +24,9 @@ _COLUMNS = 4
 _BASELINES = tuple(contender.name for contender in BASELINES)
 _ABOUT = """\
 Speed-up: steps that a baseline needs for the loss that both reach, over steps taken; geometric mean over tasks and
-seeds, with its standard error over seeds. *Behind* counts tasks slower than Adam at 1e-3; quartiles and the worst task
-are over tuned Adam with a cosine. A cosine, where one is named, ends at zero with the run; its peak is the best of at
-least seven rates on two other seeds, but for Prodigy.
+seeds, with its standard error over seeds. Of several tasks, *behind* counts those slower than Adam at 1e-3; quartiles
+and the worst are over tuned Adam with a cosine. A cosine, where one is named, ends at zero with the run; its peak is
+the best of at least seven rates on two other seeds, but for Prodigy.
 """
 
 
@@ -61,7 +61,8 @@ def write_page(folder: str | Path, suite: str, records: Records, made: Mapping[s
 
 def page(suite: str, rows: Sequence[Row], records: Records, made: Mapping[str, Any]) -> str:
     """The page in markdown."""
-    versions = ", ".join(f"{name} {version}" for name, version in made.get("versions", {}).items())
+    versions = [f"{name} {version}" for name, version in made.get("versions", {}).items()]
+    commit = [f"commit {made['commit']}"] if made.get("commit") else []
     parts = [
         f"# {suite.capitalize()} tasks\n",
         _ABOUT,
@@ -72,36 +73,24 @@ def page(suite: str, rows: Sequence[Row], records: Records, made: Mapping[str, A
         "## Loss at the end: training, held out\n",
         _loss_table(rows, records),
         f"![curves]({suite}-curves.png)\n",
-        f"Made by `{made.get('command', '')}`, commit {made.get('commit', '')}, {versions}.",
+        f"Made by `{made.get('command', '')}`: {', '.join([*commit, *versions])}.",
     ]
     return "\n".join(parts) + "\n"
 
 
 def _summary_table(rows: Sequence[Row]) -> str:
-    head = (
-        "optimizer",
-        "tasks",
-        *(f"over {name}" for name in AGAINST),
-        "quartiles",
-        "worst",
-        "behind",
-        "diverged",
-        "in time",
-    )
-    body = [
-        (
-            row.contender,
-            str(row.tasks),
-            *(f"{mean:.2f} ± {error:.2f}" for mean, error in (row.over[name] for name in AGAINST)),
-            ", ".join(f"{x:.2f}" for x in row.quartiles),
-            f"{row.worst[0]:.2f} ({row.worst[1]})",
-            str(row.behind_untuned),
-            f"{row.diverged} of {row.runs}",
-            "-" if row.over_in_time is None else f"{row.over_in_time:.2f}",
-        )
-        for row in rows
-    ]
-    return _table(head, body)
+    columns: dict[str, Callable[[Row], str]] = {"optimizer": lambda row: row.contender}
+    for name in AGAINST:
+        columns[f"over {name}"] = lambda row, name=name: "{:.2f} ± {:.2f}".format(*row.over[name])
+    if any(row.tasks > 1 for row in rows):
+        columns["tasks"] = lambda row: str(row.tasks)
+        columns["quartiles"] = lambda row: ", ".join(f"{x:.2f}" for x in row.quartiles)
+        columns["worst"] = lambda row: f"{row.worst[0]:.2f} ({row.worst[1]})"
+        columns["behind"] = lambda row: str(row.behind_untuned)
+    columns["diverged"] = lambda row: f"{row.diverged} of {row.runs}"
+    if any(row.over_in_time is not None for row in rows):
+        columns["in time"] = lambda row: "-" if row.over_in_time is None else f"{row.over_in_time:.2f}"
+    return _table(tuple(columns), [[write(row) for write in columns.values()] for row in rows])
 
 
 def _task_table(rows: Sequence[Row], records: Records) -> str:
@@ -166,9 +155,10 @@ def plot_profile(rows: Sequence[Row], records: Records) -> "Figure":
 def plot_curves(records: Records) -> "Figure":
     """Smoothed training curves, the mean over seeds, a panel for each task."""
     tasks = records.tasks()
-    lines = math.ceil(len(tasks) / _COLUMNS)
-    figure = new_figure((4 * _COLUMNS, 3 * lines))
-    panels = figure.subplots(lines, _COLUMNS, squeeze=False).ravel()
+    columns = min(len(tasks), _COLUMNS)
+    lines = math.ceil(len(tasks) / columns)
+    figure = new_figure((max(4 * columns, 6), max(3 * lines, 5)))
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes, task in zip(panels, tasks, strict=False):
         _plot_task(axes, records, task)
     for axes in panels[len(tasks) :]:
@@ -176,7 +166,7 @@ def plot_curves(records: Records) -> "Figure":
     handles = {}
     for axes in panels:
         handles |= {label: line for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize="small")
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=max(columns, 2), fontsize="small")
     return figure
 
 

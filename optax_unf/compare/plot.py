@@ -75,7 +75,7 @@ def plot_comparisons(comparisons: Iterable[Comparison]) -> "Figure":
         axes.set(
             title=f"{comparison.task} ({comparison.seeds} seeds)",
             xlabel="inner step",
-            ylabel="training loss (nats, mean of 50 steps)",
+            ylabel="training loss (mean of 50 steps)",
             ylim=_limits(np.concatenate(shown)),
         )
     for axes in panels:

@@ -21,7 +21,7 @@ class Curve:
 
     Attributes:
       step: inner steps done.
-      mean: mean over seeds of the training loss, each the mean of the last 50 steps before `step`, in nats.
+      mean: mean over seeds of the training loss, each the mean of the last 50 steps before `step`.
       error: its standard error.
     """
 
@@ -38,8 +38,8 @@ class Result:
       name: of the optimizer, such as `"UNF"`.
       learned: whether it was meta-trained.
       settings: all that the numbers depend on.
-      training_loss: for each seed, the mean over the last 50 inner steps, in nats.
-      validation_loss: for each seed, the held-out loss of the final parameters, in nats.
+      training_loss: for each seed, the mean over the last 50 inner steps.
+      validation_loss: for each seed, the held-out loss of the final parameters.
       seconds_per_step: median wall time of a training step.
       steps_to_adam: inner steps until the smoothed mean curve reaches the final loss of Adam; `None` if it never does.
       curve: the training curve.

@@ -33,7 +33,7 @@ def markdown_page(comparison: Comparison) -> str:
 
 {comparison.description}
 
-Losses in nats, mean ± standard error of {comparison.seeds} fresh seeds, the same for all optimizers. Training loss:
+Losses, mean ± standard error of {comparison.seeds} fresh seeds, the same for all optimizers. Training loss:
 mean of the last 50 of {comparison.steps:,} inner steps. Validation loss: of the final parameters on the held-out data.
 The fourth column is the mean of the differences seed by seed. Steps to Adam's loss: until the mean curve, smoothed over
 50 steps, is at the final training loss of Adam with its best constant rate; "-" if it never is. Seconds: these steps
@@ -61,10 +61,10 @@ def result_lines(result: Result) -> Iterator[str]:
       >>> from optax_unf.compare.results import Curve
       >>> curve = Curve((50,), (0.5,), (0.1,))
       >>> print(*result_lines(Result("SGDM", False, {}, (0.4, 0.6), (0.7, 0.7), 1e-4, None, curve)), sep="\n")
-      sgdm_training_loss 0.5 nats
-      sgdm_training_loss_error 0.1 nats
-      sgdm_validation_loss 0.7 nats
-      sgdm_validation_loss_error 0 nats
+      sgdm_training_loss 0.5 -
+      sgdm_training_loss_error 0.1 -
+      sgdm_validation_loss 0.7 -
+      sgdm_validation_loss_error 0 -
       sgdm_time_per_step 0.1 ms
     """
     name = "_".join(result.name.lower().replace(",", " ").replace("-", " ").split())
@@ -72,8 +72,8 @@ def result_lines(result: Result) -> Iterator[str]:
         yield f"{name}_rate {result.rate:.4g} -"
     for loss in ("training_loss", "validation_loss"):
         mean, error = mean_and_error(getattr(result, loss))
-        yield f"{name}_{loss} {mean:.6g} nats"
-        yield f"{name}_{loss}_error {error:.6g} nats"
+        yield f"{name}_{loss} {mean:.6g} -"
+        yield f"{name}_{loss}_error {error:.6g} -"
     yield f"{name}_time_per_step {1e3 * result.seconds_per_step:.4g} ms"
     if result.steps_to_adam is not None:
         yield f"{name}_steps_to_adam {result.steps_to_adam} steps"

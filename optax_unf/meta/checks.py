@@ -6,7 +6,7 @@ from typing import Any
 
 from optax_unf.optimizer.architecture import Architecture
 from optax_unf.optimizer.meta_weights import MetaWeights, check_fits
-from optax_unf.tasks.task import TaskLike, as_task, lacking, task_spec
+from optax_unf.tasks.task import TaskLike, as_task, check_loss, lacking, task_spec
 
 
 def named_tasks(task: TaskLike | Sequence[TaskLike]) -> dict[str, TaskLike]:
@@ -22,6 +22,7 @@ def named_tasks(task: TaskLike | Sequence[TaskLike]) -> dict[str, TaskLike]:
                 f"{'is a class' if isinstance(one, type) else 'lacks ' + ', '.join(missing)}. optax_unf.tasks.get "
                 f"makes one from a name."
             )
+        check_loss(one)
     named: dict[str, TaskLike] = {}
     for one in tasks:
         name = base = as_task(one).name

@@ -49,7 +49,7 @@ def plot_run(folder: str | Path) -> "Figure":
     periods = _periods(_read(Path(folder, "config.json"))) or [1] * (1 + max((x["stage"] for x in steps), default=0))
     figure = new_figure((11, 3.4))
     outer, norm, fresh = figure.subplots(1, 3)
-    for axes, name, label in ((outer, "loss", "loss of the truncations (nats)"), (norm, "grad_norm", "gradient norm")):
+    for axes, name, label in ((outer, "loss", "loss of the truncations"), (norm, "grad_norm", "gradient norm")):
         axes.plot(*_column(steps, name), color="C0", alpha=0.3, linewidth=0.8)
         for stage, period in enumerate(periods):
             axes.plot(*_averaged(*_column([x for x in steps if x["stage"] == stage], name), period), color="C0")
@@ -59,7 +59,7 @@ def plot_run(folder: str | Path) -> "Figure":
     names = [name for name in dict.fromkeys(name for record in evaluations for name in record) if "loss" in name]
     for name in names:
         fresh.plot(*_column(evaluations, name), marker=".", label=name.replace("_", " "))
-    fresh.set(xlabel="outer step", ylabel="loss of fresh inner runs (nats)")
+    fresh.set(xlabel="outer step", ylabel="loss of fresh inner runs")
     if (level := _read(Path(folder, "adam.json")).get("final_loss")) is not None:
         fresh.axhline(level, color="0.4", linestyle="--", label="final loss of Adam, cosine, best rate")
     if names:

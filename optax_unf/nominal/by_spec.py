@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from optax_unf.nominal.matrix import VECTORS, Group, LeafMatrices, Matrix, groups_of, of_sides
+from optax_unf.nominal.matrix import SINGLE, VECTORS, Group, LeafMatrices, Matrix, groups_of, of_sides
 from optax_unf.spec.axes import Axis, Name, names_of
 from optax_unf.spec.leaf import LeafSpec, Part
 from optax_unf.spec.permutation_spec import PermutationSpec
@@ -86,11 +86,12 @@ class _Reader:
             if leaf.shape[inner[0]] == 1:
                 return None, "one axis of neurons only"
             sides = [_joined(fixed), side]
-            return self._matrix(part, batch, sides if inner[0] < index else sides[::-1]), "a permuted and a data axis"
+            sides = sides if inner[0] < index else sides[::-1]
+            return self._matrix(part, batch, sides, "a permuted and a data axis")
 
         if len(named) > 2:
             sides = [_joined(named[:-1] + fixed), named[-1][1]]
-            return self._matrix(part, batch, sides), "the last axis out, the others in"
+            return self._matrix(part, batch, sides, "the last axis out, the others in")
 
         # Positions of a convolution go with the inputs, which stand beside them: [h, w, in, out] or [out, in, h, w].
         first, second = named
@@ -98,15 +99,16 @@ class _Reader:
             sides = [first[1], _joined([second, *fixed])]
         else:
             sides = [_joined([first, *fixed]), second[1]]
-        return self._matrix(part, batch, sides), "a pair of permuted axes"
+        return self._matrix(part, batch, sides, "a pair of permuted axes")
 
-    def _matrix(self, part: Part, batch: Sequence[int], sides: Sequence[Group]) -> Matrix | None:
+    def _matrix(self, part: Part, batch: Sequence[int], sides: Sequence[Group], why: str) -> tuple[Matrix | None, str]:
         batch, kept = list(batch), []
         for side in sides:
             outer = [k for k in side if part.factors[k][0] is not None][:-1] if self.heads else []
             batch += outer
             kept.append([k for k in side if k not in outer])
-        return of_sides(part, batch, *kept)
+        matrix = of_sides(part, batch, *kept)
+        return matrix, why if matrix else SINGLE
 
 
 def _joined(groups: Sequence[tuple[int, Group]]) -> Group:

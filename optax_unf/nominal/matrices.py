@@ -8,7 +8,7 @@ from jaxtyping import PyTree
 from optax_unf._arguments import flatten_checked
 from optax_unf.infer import Spec, resolved_for_part
 from optax_unf.nominal.by_spec import matrices_of_spec
-from optax_unf.nominal.matrix import VECTORS, LeafMatrices, of_sides
+from optax_unf.nominal.matrix import SINGLE, VECTORS, LeafMatrices, of_sides
 from optax_unf.spec.leaf import LeafSpec
 from optax_unf.spec.make_spec import make_spec
 from optax_unf.spec.paths import natural_order
@@ -80,7 +80,7 @@ def _by_convention(leaf: LeafSpec, heads: bool) -> LeafMatrices:
     if rank > 2 and leaf.shape[-2] == 1:
         return LeafMatrices(leaf, (None,), "one axis of neurons only")
     matrix = of_sides(leaf.parts[0], (), range(rank - 1), (rank - 1,))
-    return LeafMatrices(leaf, (matrix,), "the last axis out, the others in")
+    return LeafMatrices(leaf, (matrix,), "the last axis out, the others in" if matrix else SINGLE)
 
 
 @dataclasses.dataclass(frozen=True)

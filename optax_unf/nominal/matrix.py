@@ -80,6 +80,10 @@ class LeafMatrices:
         return tuple(groups_of(self.leaf))
 
 
+# Why a leaf of two axes or more has no matrix.
+SINGLE = "a single row or column"
+
+
 def of_sides(part: Part, batch: Sequence[int], rows: Sequence[int], columns: Sequence[int]) -> Matrix | None:
     """The matrix, or None where a side is one entry long: that is a vector."""
     sides = [math.prod(part.shape[k] for k in axes) for axes in (rows, columns)]

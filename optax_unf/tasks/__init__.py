@@ -22,7 +22,7 @@ from optax_unf.tasks.rnn import RNNTask as RNNTask
 from optax_unf.tasks.task import Task as Task
 from optax_unf.tasks.task import TaskLike as TaskLike
 from optax_unf.tasks.task import as_task as as_task
-from optax_unf.tasks.task import lacking
+from optax_unf.tasks.task import check_loss, lacking
 from optax_unf.tasks.task import task_spec as task_spec
 from optax_unf.tasks.transformer import TransformerTask as TransformerTask
 
@@ -105,9 +105,10 @@ def get(name: str, *, data_dir: DataDir = None) -> Any:
 
 def _own(source: str) -> Any:
     found = imported(source)
-    task = found() if callable(found) else found
+    task: Any = found() if callable(found) else found
     if missing := lacking(task):
         raise ValueError(f"The task {source} must have init, sample and loss, but lacks {', '.join(missing)}.")
     if not hasattr(task, "name"):
         object.__setattr__(task, "name", source.rpartition(":")[2])  # frozen dataclasses, too
+    check_loss(task)
     return task

@@ -4,6 +4,7 @@ import abc
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from optax_unf.infer import resolved
@@ -147,6 +148,23 @@ def as_task(task: TaskLike) -> Task:
 def lacking(task: object) -> list[str]:
     """Which of the three methods an object lacks."""
     return [name for name in METHODS if not callable(getattr(task, name, None))]
+
+
+def check_loss(task: TaskLike) -> None:
+    """Refuses a task whose loss is not one floating-point number, such as one with auxiliary values.
+
+    Raises:
+      ValueError: it is something else.
+    """
+    params, batch = (jax.eval_shape(f, jax.random.key(0)) for f in (task.init, task.sample))
+    loss = jax.eval_shape(task.loss, params, batch)
+    if isinstance(loss, jax.ShapeDtypeStruct) and loss.shape == () and jnp.issubdtype(loss.dtype, jnp.floating):
+        return
+    found = f"a {type(loss).__name__}" if not isinstance(loss, jax.ShapeDtypeStruct) else f"{loss.dtype}{[*loss.shape]}"
+    raise ValueError(
+        f"The loss of a task must be one floating-point number, the mean of a batch, but that of {as_task(task).name} "
+        f"is {found}. Auxiliary values stay out of it."
+    )
 
 
 def task_horizon(task: TaskLike) -> int:

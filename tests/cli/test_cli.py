@@ -34,7 +34,7 @@ def _started():
 
 def values(printed):
     """Numbers of lines `name value unit`."""
-    return {m[1]: float(m[2]) for m in re.finditer(r"^(\w+) (\S+) (?:nats|ms|s|steps|-)$", printed, re.MULTILINE)}
+    return {m[1]: float(m[2]) for m in re.finditer(r"^(\w+) (\S+) (?:ms|s|steps|-)$", printed, re.MULTILINE)}
 
 
 def failure(capsys, *arguments):
@@ -356,9 +356,16 @@ def test_a_task_of_ones_own_serves_every_command(tmp_path, capsys):
     main(["evaluate", str(tmp_path / "run"), "--seeds", "2", "--no-adam"])  # the task as it was given
     assert values(capsys.readouterr().out)["training_loss"] > 0
     main(["evaluate", str(tmp_path / "run" / "weights.safetensors"), "--task", task, "--seeds", "2"])
-    assert values(capsys.readouterr().out)["validation_loss"] > 0
+    printed = capsys.readouterr().out
+    assert values(printed)["validation_loss"] > 0
+    assert printed.splitlines()[-1].endswith(
+        f"{values(printed)['speed_up']:.2f} times as fast to the loss that both reach."
+    )
     with pytest.raises(SystemExit, match=r"must have init, sample and loss, but lacks"):
         main(["evaluate", "universal", "--task", "math:pi"])
+    (tmp_path / "aux.py").write_text(OWN_TASK.replace("return jnp", "return 0, jnp"))
+    with pytest.raises(SystemExit, match=r"must be one floating-point number, .* that of Line is a tuple"):
+        main(["evaluate", "universal", "--task", f"{tmp_path}/aux.py:Line"])
 
 
 @pytest.mark.parametrize(

@@ -241,15 +241,15 @@ def test_the_command_measures_an_own_optimizer_on_an_own_task(tmp_path, capsys):
     main(["suite", *arguments, "--seeds", "2", "--timed", "--out", str(tmp_path / "out")])
     printed = capsys.readouterr().out
     assert "over Adam, cosine" in printed
-    page = (tmp_path / "out" / "unseen.md").read_text()
+    page = (tmp_path / "out" / "own.md").read_text()
     assert "Parabola" in page
     assert "Prodigy" in page
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "records.npz",
-        "unseen.md",
-        "unseen.json",
-        "unseen-profile.png",
-        "unseen-curves.png",
+        "own.md",
+        "own.json",
+        "own-profile.png",
+        "own-curves.png",
     }
     main(["suite", *arguments, "--seeds", "2", "--out", str(tmp_path / "out")])
     assert "final loss" not in capsys.readouterr().out  # nothing is run again

@@ -211,13 +211,23 @@ def test_what_is_no_task_is_refused():
     class Lossless:
         init, sample = Regression.init, Regression.sample
 
+    class WithAccuracy(Regression):
+        def loss(self, params, batch):
+            return super().loss(params, batch), {"accuracy": 1.0}
+
+    class OfEach(Regression):
+        def loss(self, params, batch):
+            return jnp.stack([super().loss(params, batch)] * 3)
+
     for task, message in (
         (Lossless(), "lacks loss"),
         (Regression, "is a class"),
         ("mlp-digits", "'mlp-digits' lacks init, sample, loss"),
         ([Regression(), Lossless()], "lacks loss"),
+        (WithAccuracy(), "that of WithAccuracy is a tuple. Auxiliary values stay out"),
+        (OfEach(), r"that of OfEach is float32\[3\]"),
     ):
-        with pytest.raises(TypeError, match=message):
+        with pytest.raises((TypeError, ValueError), match=message):
             meta_train(SMALL, task, TWO_STAGES, jax.random.key(0), progress=False)
 
 

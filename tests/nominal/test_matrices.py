@@ -45,6 +45,11 @@ def test_conventions_without_a_spec():
         "query/bias": [None],
         "query/kernel": ["8 x 8"],
     }
+    why = {leaf.path: leaf.why for leaf in describe_matrices(params).leaves}
+    assert why["last/kernel"] == "a single row or column"
+    spec = {"first": ("in", "hidden"), "last": ("hidden", "out")}
+    found = describe_matrices(shapes(first=(3, 8), last=(8, 1)), spec)
+    assert [leaf.why for leaf in found.leaves] == ["a pair of permuted axes", "a single row or column"]
     assert taken(params, heads=True)["query/kernel"] == ["2 of 8 x 4"]
     assert taken(params, adam="dense|out")["dense/kernel"] == [None]
 

@@ -95,7 +95,7 @@ def test_parameters_of_8_bits_learn(dtype):
 def test_a_type_without_a_sign_is_refused():
     scales = {"w": jnp.ones((3, 2), "float8_e8m0fnu")}
     tx = unf("mlp-fashion-mnist-deepsets")
-    with pytest.raises(TypeError, match="of either sign, but the parameter 'w' is float8_e8m0fnu"):
+    with pytest.raises(TypeError, match="that have either sign, but the parameter 'w' is float8_e8m0fnu"):
         tx.init(scales)
     with pytest.raises(TypeError, match=r"accumulator_dtype must be .* of either sign, .* 'float8_e8m0fnu'"):
         unf("mlp-fashion-mnist-deepsets", accumulator_dtype="float8_e8m0fnu")
