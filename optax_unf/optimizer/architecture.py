@@ -25,9 +25,12 @@ class Architecture:
 
     Attributes:
       head: the last layer of f: `"unf"`, `"nfn"`, `"deepsets"`, or `"none"` for f = 0, which is SGD with momentum.
-      coefficients: of a UNF head: `"full"` (fits one weight space) or `"tied"` (fits any).
+      coefficients: of UNF layers: `"full"` (fits one weight space) or `"tied"` (fits any).
       hidden_channels: width of the trunk.
-      hidden_layers: Deep Sets layers before the head.
+      hidden_layers: layers before the head, each with a ReLU.
+      equivariant_layers: those of them that are of the head's kind, by number from 1 on, 0 being the first, which sees
+        one entry at a time. The others are Deep Sets layers. What a neuron's neighbours say is then processed further.
+        Leaves are evaluated whole, large ones too.
       pool: whether the trunk's Deep Sets layers have their pooled part.
       preconditioner: `None`, or `"rms"`: before anything else, gradients are divided by their root mean square over
         time, entry by entry as in Adam. The nominal term is then that of Adam, and alpha has the size of its rates. For
@@ -45,6 +48,7 @@ class Architecture:
     coefficients: Coefficients = "full"
     hidden_channels: int = 32
     hidden_layers: int = 3
+    equivariant_layers: tuple[int, ...] = ()
     pool: bool = False
     preconditioner: Preconditioner = None
     nominal: Nominal = "momentum"
@@ -60,6 +64,13 @@ class Architecture:
             raise ValueError(
                 f"hidden_channels and hidden_layers must be positive, but are {self.hidden_channels} and "
                 f"{self.hidden_layers}."
+            )
+        if self.equivariant_layers and self.head not in ("unf", "nfn"):
+            raise ValueError(f"equivariant_layers are of the head's kind, 'unf' or 'nfn', but head is {self.head!r}.")
+        if not set(self.equivariant_layers) <= set(range(1, self.hidden_layers)):
+            raise ValueError(
+                f"equivariant_layers must be numbers from 1 to {self.hidden_layers - 1}, the last of the "
+                f"{self.hidden_layers} hidden layers, but are {self.equivariant_layers}."
             )
         if self.preconditioner not in (None, "rms"):
             raise ValueError(f"preconditioner must be None or 'rms', but is {self.preconditioner!r}.")

@@ -1,6 +1,7 @@
-"""f of Eq. 31: a pointwise trunk and an equivariant head, on small leaves whole and on large ones tile by tile."""
+"""f of Eq. 31: hidden layers and an equivariant head, on small leaves whole and on large ones tile by tile."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
@@ -78,20 +79,24 @@ class Network:
         chosen, width = self.architecture, self.architecture.hidden_channels
         first = deep_sets_plan(ENTRY_CHANNELS, width, shared=TIME_CHANNELS, pool=chosen.pool, use_bias=True)
         hidden = deep_sets_plan(width, width, pool=chosen.pool, use_bias=True)
-        return first, *[hidden] * (chosen.hidden_layers - 1), self._head_plan
+        others = [
+            self._plan_of_head(width) if number in chosen.equivariant_layers else hidden
+            for number in range(1, chosen.hidden_layers)
+        ]
+        return first, *others, self._plan_of_head(1)
 
-    @property
-    def _head_plan(self) -> Plan:
+    def _plan_of_head(self, outputs: int) -> Plan:
+        """The parameters of a layer of the head's kind."""
         width = self.architecture.hidden_channels
         match self.architecture.head, self.architecture.coefficients:
             case "deepsets", _:
-                return deep_sets_plan(width, 1, pool=self.architecture.pool, use_bias=True)
+                return deep_sets_plan(width, outputs, pool=self.architecture.pool, use_bias=True)
             case "nfn", _:
-                return nfn_plan(self.spec, width, 1)
+                return nfn_plan(self.spec, width, outputs)
             case _, "tied":
-                return tied_plan(tensors(self.spec, fixed_as_permuted=True), width, 1)
+                return tied_plan(tensors(self.spec, fixed_as_permuted=True), width, outputs)
             case _:
-                return full_plan(tensors(self.spec), width, 1)
+                return full_plan(tensors(self.spec), width, outputs)
 
     def init(self, key: Array) -> tuple[Layer, ...]:
         """The parameters before any meta-training."""
@@ -119,7 +124,7 @@ class Network:
         trunk = [with_shared(first, time), *others]
         tiled = [self._is_tiled(leaf) for leaf in self.spec.leaves]
         whole = [normalize(jnp.stack([x.astype(dtype) for x in xs]), known) for xs in _where(channels, tiled, False)]
-        features = iter(_features(trunk, whole))
+        features = iter(self._hidden(trunk, whole))
         leaves = [
             _Tiled(trunk, xs, mean_squares(xs, known, dtype), self.tiling, dtype) if is_tiled else next(features)
             for xs, is_tiled in zip(channels, tiled, strict=True)
@@ -127,17 +132,32 @@ class Network:
 
         if self.architecture.head == "deepsets":
             return [x.through(head) if isinstance(x, _Tiled) else deep_sets(head, x)[0] for x in leaves]
+        return [y[0] for y in self._equivariant(head, leaves, 1)]
+
+    def _hidden(self, layers: Sequence[Layer], xs: list[Array]) -> list[Float[Array, "features ..."]]:
+        """The hidden layers on whole leaves."""
+        chosen, width = self.architecture.equivariant_layers, self.architecture.hidden_channels
+        for is_equivariant, run in itertools.groupby(range(len(layers)), chosen.__contains__):
+            if is_equivariant:
+                for number in run:
+                    xs = [jax.nn.relu(y) for y in self._equivariant(layers[number], xs, width)]
+            else:
+                xs = _features([layers[number] for number in run], xs)
+        return xs
+
+    def _equivariant(
+        self, layer: Layer, xs: "Sequence[Array | _Tiled]", outputs: int
+    ) -> list[Float[Array, "outputs ..."]]:
+        """A layer that sees all leaves."""
         if self.architecture.head == "nfn":
-            ys = feed_forward(head, self.spec, leaves, 1)  # type: ignore[arg-type] (no leaf is tiled)
-        else:
-            contracted = _contracted(self.architecture, self.spec, head, leaves)
-            ys = equivariant(head, self.spec, self.architecture.coefficients, contracted, 1)
-        return [y[0] for y in ys]
+            return feed_forward(layer, self.spec, xs, outputs)  # type: ignore[arg-type] (no leaf is tiled)
+        contracted = _contracted(self.architecture, self.spec, layer, xs)
+        return equivariant(layer, self.spec, self.architecture.coefficients, contracted, outputs)
 
     def _is_tiled(self, leaf: LeafSpec) -> bool:
         """Whether a leaf is evaluated in tiles. Those with diagonals or fixed positions are needed whole."""
         entries, chosen = self.tiling.entries, self.architecture
-        if not entries or math.prod(leaf.shape) <= entries or chosen.pool:
+        if not entries or math.prod(leaf.shape) <= entries or chosen.pool or chosen.equivariant_layers:
             return False
         if chosen.head != "unf":
             return chosen.head == "deepsets"

@@ -11,6 +11,9 @@ from optax_unf.optimizer.meta_weights import MetaWeights, init_weights
 from optax_unf.optimizer.theta import Layer, Theta
 from optax_unf.spec.permutation_spec import PermutationSpec
 
+# What the shapes of the hidden layers depend on.
+_TRUNK = ("hidden_channels", "hidden_layers", "equivariant_layers", "pool")
+
 
 def transfer_weights(
     weights: MetaWeights,
@@ -73,14 +76,22 @@ def transfer_weights(
     old, new = weights.theta, fresh.theta
     scalars, network = new.scalars._replace(**_carried(old)), new.network
     if network and old.network:
-        trunks = [(c.hidden_channels, c.hidden_layers, c.pool) for c in (weights.architecture, architecture)]
+        trunks = [tuple(getattr(c, name) for name in _TRUNK) for c in (weights.architecture, architecture)]
         if trunks[0] != trunks[1]:
             raise ValueError(
-                f"The trunk must keep its hidden_channels, hidden_layers and pool, but the weights have {trunks[0]}, "
-                f"and the architecture wanted has {trunks[1]}."
+                f"The trunk must keep its {', '.join(_TRUNK)}, but the weights have {trunks[0]}, and the architecture "
+                f"wanted has {trunks[1]}."
             )
-        head = _head(weights, architecture, spec)
-        network = (*old.network[:-1], network[-1] if head is None else head)
+        *trunk, head = old.network
+        for number in architecture.equivariant_layers:
+            if (layer := _fitted(trunk[number], weights, architecture, spec)) is None:
+                raise ValueError(
+                    "The weights' equivariant layers fit their own head, coefficients and weight space only, but "
+                    "others are wanted."
+                )
+            trunk[number] = layer
+        head = _fitted(head, weights, architecture, spec)
+        network = (*trunk, network[-1] if head is None else head)
         if head is not None:
             scalars = scalars._replace(beta=old.scalars.beta)
     if scalars.beta is not None:
@@ -95,7 +106,7 @@ def carries_head(weights: MetaWeights, architecture: Architecture, spec: Permuta
     """Whether `transfer_weights` keeps the head, or there is none to keep or none wanted."""
     if not weights.theta.network or architecture.head == "none":
         return True
-    return _head(weights, architecture, spec) is not None
+    return _fitted(weights.theta.network[-1], weights, architecture, spec) is not None
 
 
 def _carried(theta: Theta) -> dict[str, Array]:
@@ -103,12 +114,13 @@ def _carried(theta: Theta) -> dict[str, Array]:
     return {name: x for name, x in theta.scalars._asdict().items() if x is not None and name != "beta"}
 
 
-def _head(weights: MetaWeights, architecture: Architecture, spec: PermutationSpec) -> Layer | None:
-    old, head = weights.architecture, weights.theta.network[-1]
+def _fitted(layer: Layer, weights: MetaWeights, architecture: Architecture, spec: PermutationSpec) -> Layer | None:
+    """A layer of the head's kind for another head and weight space; `None` if it does not fit."""
+    old = weights.architecture
     if (old.head, old.coefficients) == ("unf", "tied") and (architecture.head, architecture.coefficients) == (
         "unf",
         "full",
     ):
-        return untie(head, spec)
+        return untie(layer, spec)
     same = old.head == architecture.head and (old.head != "unf" or old.coefficients == architecture.coefficients)
-    return head if same and weights.spec in (None, spec) else None
+    return layer if same and weights.spec in (None, spec) else None

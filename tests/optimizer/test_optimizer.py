@@ -137,12 +137,13 @@ def test_the_first_steps_of_a_warm_up_are_small_and_the_last_ones_whole():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("head", "coefficients", "preconditioner"),
-    [("unf", "full", None), ("unf", "tied", None), ("unf", "full", "rms"), ("unf", "tied", "rms")]
-    + [(head, "full", None) for head in ("deepsets", "nfn", "none")],
+    ("head", "coefficients", "preconditioner", "equivariant_layers"),
+    [("unf", "full", None, ()), ("unf", "tied", None, ()), ("unf", "full", "rms", ()), ("unf", "tied", "rms", ())]
+    + [(head, "full", None, ()) for head in ("deepsets", "nfn", "none")]
+    + [("unf", "full", None, (1,)), ("unf", "tied", None, (1, 2)), ("nfn", "full", None, (2,))],
 )
-def test_update_commutes_with_the_group(head, coefficients, preconditioner):
-    weights = make_weights(head, coefficients, preconditioner=preconditioner)
+def test_update_commutes_with_the_group(head, coefficients, preconditioner, equivariant_layers):
+    weights = make_weights(head, coefficients, preconditioner=preconditioner, equivariant_layers=equivariant_layers)
     spec = make_spec(AXES, make_params())
     tx = unf(weights, spec=spec)
     permutation = spec.random_permutation(jax.random.key(5))
@@ -472,6 +473,9 @@ def test_bad_input_gets_a_clear_error(call, error, message):
         (lambda: Architecture(head="transformer"), "head must be"),
         (lambda: Architecture(coefficients="some"), "coefficients must be"),
         (lambda: Architecture(hidden_channels=0), "must be positive"),
+        (lambda: Architecture(equivariant_layers=(3,)), r"numbers from 1 to 2, .* but are \(3,\)"),
+        (lambda: Architecture(equivariant_layers=(0,)), r"numbers from 1 to 2, .* but are \(0,\)"),
+        (lambda: Architecture("deepsets", equivariant_layers=(1,)), "of the head's kind, .* head is 'deepsets'"),
         (lambda: Architecture(preconditioner="adam"), "preconditioner must be None or 'rms', but is 'adam'"),
         (lambda: InitialScalars(alpha=0.0), "alpha must be positive"),
         (lambda: InitialScalars(gamma_0=1.0), r"gamma_0 must be in \(0, 1\)"),

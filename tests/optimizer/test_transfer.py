@@ -63,7 +63,7 @@ def test_the_same_architecture_is_carried_over_whole():
 
 
 def test_another_trunk():
-    with pytest.raises(ValueError, match=r"weights have \(32, 3, False\).*wanted has \(16, 3, False\)"):
+    with pytest.raises(ValueError, match=r"weights have \(32, 3, \(\), False\).*wanted has \(16, 3, \(\), False\)"):
         transfer_weights(load_weights("mlp-fashion-mnist-tied"), Architecture(hidden_channels=16), SPEC, KEY)
 
 
