@@ -95,10 +95,11 @@ def check_same_leaves(found: PyTree, wanted: PyTree, what: str, of_what: str) ->
             )
 
 
-def check_choice(name: str, found: Any, choices: Sequence[str]) -> None:
-    """Refuses a word that is not one of those there are."""
+def check_choice(name: str, found: Any, choices: Sequence[str | None]) -> None:
+    """Refuses what is not one of the choices there are."""
     if found not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, but is {found!r}.")
+        *others, last = map(repr, choices)
+        raise ValueError(f"{name} must be {', '.join(others)} or {last}, but is {found!r}.")
 
 
 def check_is_spec(spec: Any, what: str) -> None:

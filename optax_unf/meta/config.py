@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import optax
 
+from optax_unf._arguments import check_choice
 from optax_unf._settings import settings_from_json
 from optax_unf.meta.estimators.backprop import Backprop
 from optax_unf.meta.estimators.evolution import NRES, PES, FullES, TruncatedES
@@ -50,8 +51,7 @@ class Stage:
             )
         if self.scalar_rate is not None and not self.scalar_rate > 0:
             raise ValueError(f"scalar_rate must be positive, but is {self.scalar_rate}.")
-        if self.trained not in ("all", "scalars"):
-            raise ValueError(f"trained must be 'all' or 'scalars', but is {self.trained!r}.")
+        check_choice("trained", self.trained, ("all", "scalars"))
         if self.trained == "scalars" and self.scalar_rate is not None:
             raise ValueError("With trained='scalars' their rate is learning_rate, so scalar_rate must not be given.")
         if self.schedule not in ("constant", "cosine"):

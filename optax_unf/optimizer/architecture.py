@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal, TypeAlias, get_args
 
+from optax_unf._arguments import check_choice
 from optax_unf.equivariant.unf import Coefficients
 
 Head: TypeAlias = Literal["unf", "nfn", "deepsets", "none"]
@@ -12,10 +13,11 @@ Step: TypeAlias = Literal["alpha", "distance"]
 
 
 _CHOICES = {
-    "head": Head,
-    "coefficients": Coefficients,
-    "nominal": Nominal,
-    "step": Step,
+    "head": get_args(Head),
+    "coefficients": get_args(Coefficients),
+    "preconditioner": (None, "rms"),
+    "nominal": get_args(Nominal),
+    "step": get_args(Step),
 }
 
 
@@ -57,9 +59,7 @@ class Architecture:
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
-            if (chosen := getattr(self, name)) not in get_args(choices):
-                *others, last = map(repr, get_args(choices))
-                raise ValueError(f"{name} must be {', '.join(others)} or {last}, but is {chosen!r}.")
+            check_choice(name, getattr(self, name), choices)
         if self.hidden_channels < 1 or self.hidden_layers < 1:
             raise ValueError(
                 f"hidden_channels and hidden_layers must be positive, but are {self.hidden_channels} and "
@@ -72,8 +72,6 @@ class Architecture:
                 f"equivariant_layers must be numbers from 1 to {self.hidden_layers - 1}, the last of the "
                 f"{self.hidden_layers} hidden layers, but are {self.equivariant_layers}."
             )
-        if self.preconditioner not in (None, "rms"):
-            raise ValueError(f"preconditioner must be None or 'rms', but is {self.preconditioner!r}.")
 
     @property
     def fits_one_space(self) -> bool:

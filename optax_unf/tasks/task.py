@@ -35,21 +35,24 @@ class TaskLike(Protocol):
       True
     """
 
+    @abc.abstractmethod
     def init(self, key: Array) -> Params:
         """Fresh parameters of the inner network."""
         ...
 
+    @abc.abstractmethod
     def sample(self, key: Array) -> Batch:
         """A batch of training data."""
         ...
 
+    @abc.abstractmethod
     def loss(self, params: Params, batch: Batch) -> Float[Array, ""]:
         """The mean loss of a batch."""
         ...
 
 
-class Task(abc.ABC):
-    """A training problem: three methods, and defaults for what else is asked of a task.
+class Task(TaskLike):
+    """A training problem: the three methods of `TaskLike`, and defaults for what else is asked of a task.
 
     Attributes:
       name: what reports call it; that of the class by default.
@@ -84,18 +87,6 @@ class Task(abc.ABC):
         if attribute == "name":
             return type(self).__name__
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {attribute!r}")
-
-    @abc.abstractmethod
-    def init(self, key: Array) -> Params:
-        """Fresh parameters of the inner network."""
-
-    @abc.abstractmethod
-    def sample(self, key: Array) -> Batch:
-        """A batch of training data."""
-
-    @abc.abstractmethod
-    def loss(self, params: Params, batch: Batch) -> Float[Array, ""]:
-        """The mean loss of a batch."""
 
     def held_out(self) -> Batch:
         """A batch of data that training does not see; `None` where there is none."""
