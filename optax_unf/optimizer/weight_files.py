@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from optax_unf.spec.permutation_spec import PermutationSpec
 
 _FORMAT = "optax_unf meta-weights 1"
 # Where there is a matrix for each role that leaves of the weight space have.
-_BY_ROLE = ("network/head/all ", "network/head/own ")
+_BY_ROLE = re.compile(r"network/(head|trunk_\d+)/(all|own) ")
 
 
 def pretrained_names() -> tuple[str, ...]:
@@ -164,8 +165,10 @@ def _check_arrays(
     init = jax.eval_shape(lambda key: init_weights(architecture, space, key), jax.random.key(0))
     wanted = {name: x.shape for name, x in to_arrays(init.theta).items()}
     if spec is None and architecture.head == "unf":
-        wanted = {name: shape for name, shape in wanted.items() if not name.startswith(_BY_ROLE)}
-        wanted |= {name: (architecture.hidden_channels, 1) for name in arrays if name.startswith(_BY_ROLE)}
+        wanted = {name: shape for name, shape in wanted.items() if not _BY_ROLE.match(name)}
+        for name in arrays:
+            if (by_role := _BY_ROLE.match(name)) and (beside := wanted.get(f"network/{by_role[1]}/mean")):
+                wanted[name] = beside
 
     found = {name: x.shape for name, x in arrays.items()}
     for name in dict.fromkeys([*wanted, *found]):

@@ -24,13 +24,15 @@ class FitConfig:
     """How a predictor is trained.
 
     Attributes:
-      learning_rate: Adam's.
+      learning_rate: Adam's, at first.
+      falling: whether it falls to zero along a cosine, over all epochs.
       batch_size: models a step.
       epochs: the most there are; the best by validation is kept.
       weight_decay: decoupled, as in AdamW.
     """
 
     learning_rate: float = 1e-3
+    falling: bool = True
     batch_size: int = 10
     epochs: int = 10
     weight_decay: float = 0.0
@@ -76,7 +78,11 @@ def fit(
     inputs = jax.tree.map(jnp.asarray, train[0])
     variables = jax.jit(module.init)(key_init, inputs if len(rates) < 1000 else _some(inputs, np.arange(1000)))
     constant = {name: x for name, x in variables.items() if name != "params"}
-    optimizer = optax.adamw(config.learning_rate, weight_decay=config.weight_decay)
+    steps = len(rates) // config.batch_size
+    rate = config.learning_rate
+    if config.falling:
+        rate = optax.cosine_decay_schedule(rate, steps * config.epochs)
+    optimizer = optax.adamw(rate, weight_decay=config.weight_decay)
 
     def loss(params: PyTree, rows: Array, key: Array) -> Float[Array, ""]:
         logits = module.apply({**constant, "params": params}, _some(inputs, rows), rngs={"dropout": key})
@@ -92,7 +98,6 @@ def fit(
         return float(jnp.mean(optax.sigmoid_binary_cross_entropy(found, jnp.asarray(validation[1]))))
 
     carry = variables["params"], optimizer.init(variables["params"])
-    steps = len(rates) // config.batch_size
     program = jax.jit(step, donate_argnums=0).lower(carry, jnp.arange(config.batch_size), key).compile()
     validation_loss(carry[0])
     best, curve, start = jax.device_get(carry[0]), [], time.perf_counter()

@@ -6,7 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from optax_unf import Architecture, InitialScalars, init_weights, make_spec, scale_by_unf, transfer_weights
+from optax_unf import (
+    Architecture,
+    InitialScalars,
+    init_weights,
+    load_weights,
+    make_spec,
+    save_weights,
+    scale_by_unf,
+    transfer_weights,
+)
 from optax_unf.nn import NFN, UNF
 from optax_unf.optimizer.features import TIME_SCALES
 
@@ -83,3 +92,12 @@ def test_transfer_keeps_equivariant_layers():
         transfer_weights(tied, Architecture("nfn", "full", 5, 3, (1,)), SPEC, jax.random.key(1))
     with pytest.raises(ValueError, match="must keep its hidden_channels, hidden_layers, equivariant_layers, pool"):
         transfer_weights(tied, Architecture("unf", "full", 5, 3), SPEC, jax.random.key(1))
+
+
+@pytest.mark.parametrize("coefficients", ["full", "tied"])
+def test_files_hold_equivariant_layers(tmp_path, coefficients):
+    weights = init_weights(Architecture("unf", coefficients, 5, 3, (1, 2)), SPEC, jax.random.key(0))
+    save_weights(tmp_path / "weights.safetensors", weights)
+    loaded = load_weights(tmp_path / "weights.safetensors")
+    assert loaded.architecture == weights.architecture
+    chex.assert_trees_all_equal(loaded.theta, weights.theta)
