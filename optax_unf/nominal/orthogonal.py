@@ -216,7 +216,7 @@ def _step(
     # Averages, so that none is larger than the gradients.
     mu = {path: _average(m, wide[path], momentum) for path, m in mu.items()}
     nu = {path: _average(v, wide[path] ** 2, b2) for path, v in nu.items()}
-    adam = {path: _adam_step(_unbiased(mu[path], count, momentum), _unbiased(nu[path], count, b2), eps) for path in nu}
+    adam = {path: adam_step(unbiased(mu[path], count, momentum), unbiased(nu[path], count, b2), eps) for path in nu}
 
     # Polar factors need no correction of their bias.
     matrices = [path for path, leaf in found.items() if any(leaf.matrices)]
@@ -230,11 +230,13 @@ def _average(old: Array, new: Array, decay: float | Float[Array, ""]) -> Array:
     return decay * old.astype(new.dtype) + (1 - decay) * new
 
 
-def _unbiased(average: Array, count: Int[Array, ""], decay: float | Float[Array, ""]) -> Array:
+def unbiased(average: Array, count: Int[Array, ""], decay: float | Float[Array, ""]) -> Array:
+    """An average over `count` numbers that began at zero, without the bias towards it."""
     return average / (1 - jnp.asarray(decay, average.dtype) ** count.astype(average.dtype))
 
 
-def _adam_step(mu: Array, nu: Array, eps: float) -> Array:
+def adam_step(mu: Array, nu: Array, eps: float) -> Array:
+    """A momentum over the root of second moments, epsilon being relative to their mean."""
     size = root(nu) + eps * root(jnp.mean(nu))
     return mu / jnp.where(size > 0, size, 1)
 

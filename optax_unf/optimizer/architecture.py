@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias, get_args
 from optax_unf._arguments import check_choice
 from optax_unf.equivariant.unf import Coefficients
 
-Head: TypeAlias = Literal["unf", "nfn", "deepsets", "none"]
+Head: TypeAlias = Literal["unf", "nfn", "deepsets", "mixture", "none"]
 Preconditioner: TypeAlias = Literal["rms"] | None
 Nominal: TypeAlias = Literal["momentum", "orthogonalized"]
 Step: TypeAlias = Literal["alpha", "distance"]
@@ -20,13 +20,25 @@ _CHOICES = {
     "step": get_args(Step),
 }
 
+# What else a mixture consists of.
+_OF_MIXTURE = {
+    "nominal": "orthogonalized",
+    "step": "distance",
+    "hidden_layers": 1,
+    "pool": False,
+    "preconditioner": None,
+    "step_warmup": False,
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
     """The architecture of a learned optimizer: all that is not a number of theta.
 
     Attributes:
-      head: the last layer of f: `"unf"`, `"nfn"`, `"deepsets"`, or `"none"` for f = 0, which is SGD with momentum.
+      head: the last layer of f: `"unf"`, `"nfn"`, `"deepsets"`; `"mixture"` for an f that says a few numbers about each
+        leaf, not about each entry: the size of its step, and the weights of directions that are added to the nominal
+        term (see `optimizer/mixture.py`); or `"none"` for f = 0, which is SGD with momentum.
       coefficients: of UNF layers: `"full"` (fits one weight space) or `"tied"` (fits any).
       hidden_channels: width of the trunk.
       hidden_layers: layers before the head, each with a ReLU.
@@ -65,6 +77,9 @@ class Architecture:
                 f"hidden_channels and hidden_layers must be positive, but are {self.hidden_channels} and "
                 f"{self.hidden_layers}."
             )
+        for name, wanted in _OF_MIXTURE.items():
+            if self.head == "mixture" and (found := getattr(self, name)) != wanted:
+                raise ValueError(f"Beside head='mixture' {name} must be {wanted!r}, but is {found!r}.")
         if self.equivariant_layers and self.head not in ("unf", "nfn"):
             raise ValueError(f"equivariant_layers are of the head's kind, 'unf' or 'nfn', but head is {self.head!r}.")
         if not set(self.equivariant_layers) <= set(range(1, self.hidden_layers)):

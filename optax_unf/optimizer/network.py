@@ -18,6 +18,7 @@ from optax_unf.equivariant.plan import Plan, deep_sets_plan, draw, full_plan, ti
 from optax_unf.equivariant.unf import contractions_of, equivariant
 from optax_unf.optimizer.architecture import Architecture
 from optax_unf.optimizer.features import ENTRY_CHANNELS, TIME_CHANNELS, mean_squares, normalize, pack, scaled, unpack
+from optax_unf.optimizer.mixture import FACTS, OUTPUTS
 from optax_unf.optimizer.stream import stream
 from optax_unf.optimizer.theta import Layer
 from optax_unf.spec.leaf import LeafSpec, split_parts
@@ -74,9 +75,14 @@ class Network:
     @property
     def plans(self) -> tuple[Plan, ...]:
         """The parameters of each layer."""
+        chosen, width = self.architecture, self.architecture.hidden_channels
+        if chosen.head == "mixture":
+            return tuple(
+                deep_sets_plan(inputs, outputs, pool=False, use_bias=True)
+                for inputs, outputs in ((FACTS, width), (width, OUTPUTS))
+            )
         if not self.spec.leaves:
             return ()
-        chosen, width = self.architecture, self.architecture.hidden_channels
         first = deep_sets_plan(ENTRY_CHANNELS, width, shared=TIME_CHANNELS, pool=chosen.pool, use_bias=True)
         hidden = deep_sets_plan(width, width, pool=chosen.pool, use_bias=True)
         others = [

@@ -10,7 +10,14 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Int, PyTree
 
-from optax_unf._arguments import check_accumulator, check_real, check_tile_entries, checked_state, flatten_checked
+from optax_unf._arguments import (
+    check_accumulator,
+    check_real,
+    check_tile_entries,
+    check_total_steps,
+    checked_state,
+    flatten_checked,
+)
 from optax_unf._dtypes import at_least_float32
 from optax_unf._sharding import replicated
 from optax_unf.infer import Spec, resolved_for_part
@@ -18,6 +25,7 @@ from optax_unf.nominal.orthogonal import scale_by_orthogonal
 from optax_unf.optimizer.architecture import Architecture
 from optax_unf.optimizer.features import DECAYS
 from optax_unf.optimizer.meta_weights import MetaWeights, check_fits
+from optax_unf.optimizer.mixture import scale_by_mixture
 from optax_unf.optimizer.update import Given, Moments, direction_of, network_for, next_count
 from optax_unf.optimizer.weight_files import load_weights
 from optax_unf.spec.paths import leaves_by_path, show_path
@@ -48,6 +56,7 @@ class ScaleByUNFState(NamedTuple):
 def scale_by_unf(
     weights: Weights,
     *,
+    total_steps: int | None = None,
     spec: Spec = None,
     accumulator_dtype: DTypeLike | None = None,
     tile_entries: int | None = None,
@@ -65,11 +74,14 @@ def scale_by_unf(
     `jax.vmap` and `jax.grad` over them work. Features are computed in float32, or in float64 where a parameter is.
     Outside of `jax.jit` too, the sum is one compiled program.
 
+    Of a mixture the state is a `ScaleByMixtureState`, and arrays are at least float32.
+
     A gradient that is not finite makes the update not finite, and enters the momenta: wrap the optimizer in
     `optax.apply_if_finite`, which then drops the step and keeps the old state.
 
     Args:
       weights: a name of `optax_unf.list_pretrained()`, a path, or meta-weights.
+      total_steps: updates in the whole run, which only a mixture of directions (`Architecture.head`) looks at.
       spec: a `PermutationSpec`, the nested tuples of names that `make_spec` takes, or a function of the parameters that
         returns either, such as `Inferred(loss, *args)`, which infers it from a loss. By default the weights' own
         where they belong to one weight space, else a name of its own for every axis. A spec of a whole model also
@@ -105,6 +117,17 @@ def scale_by_unf(
 
     check_accumulator(accumulator_dtype)
     check_tile_entries(tile_entries)
+    check_total_steps(total_steps)
+    if weights.architecture.head == "mixture":
+        beta = weights.theta.scalars.beta
+        return scale_by_mixture(
+            weights.theta.network,
+            total_steps,
+            spec=spec,
+            momentum=weights.gamma_0,
+            beta=1.0 if beta is None else beta,
+        )
+
     zero = functools.partial(_zero_momentum, dtype=accumulator_dtype)
     # In a narrower type squares would overflow, and their average at decay 0.999 stand still.
     squares_dtype = None if accumulator_dtype is None else at_least_float32(accumulator_dtype)

@@ -75,7 +75,9 @@ def unf(
     check_total_steps(total_steps)
     check_factor(factor)
 
-    direction = scale_by_unf(weights, spec=spec, accumulator_dtype=accumulator_dtype, tile_entries=tile_entries)
+    direction = scale_by_unf(
+        weights, total_steps=total_steps, spec=spec, accumulator_dtype=accumulator_dtype, tile_entries=tile_entries
+    )
     if not isinstance(weight_decay, int | float) or weight_decay:
         decay = optax.add_decayed_weights(weight_decay, weight_decay_mask)  # pyright: ignore[reportArgumentType]
         direction = optax.chain(direction, decay)
