@@ -32,7 +32,7 @@ class FitConfig:
     """
 
     learning_rate: float = 1e-3
-    falling: bool = True
+    falling: bool = False
     batch_size: int = 10
     epochs: int = 10
     weight_decay: float = 0.0
