@@ -48,8 +48,9 @@ SPEC = make_spec(AXES, PARAMS, sizes={"heads": SIZES["heads"]})
 
 @functools.cache
 def make(head):
-    if head == "universal":
-        return unf(total_steps=10, spec=SPEC)
+    if head == "mixture":  # on the nominal term and the step of universal
+        config = Architecture(head, hidden_channels=8, hidden_layers=1, nominal="orthogonalized", step="distance")
+        return unf(init_weights(config, SPEC, jax.random.key(7), InitialScalars(beta=0.5)), spec=SPEC, total_steps=10)
     kind, coefficients = ("unf", head) if head in ("tied", "full") else (head, "full")
     preconditioner = "rms" if head == "tied" else None
     config = Architecture(kind, coefficients, 8, 1, preconditioner=preconditioner)
@@ -175,7 +176,7 @@ def gathered():
 
 def main():
     found = {"gather": {"moved": gathered()}, "inferred": inferred()}
-    for head, layouts in {"deepsets": ["rows"], "full": ["both"], "tied": ["both"], "universal": ["both"]}.items():
+    for head, layouts in {"deepsets": ["rows"], "full": ["both"], "tied": ["both"], "mixture": ["both"]}.items():
         step = stepper(make(head))
         expected = step(*step(PARAMS, make(head).init(PARAMS), GRADS), GRADS)
         for layout in layouts:

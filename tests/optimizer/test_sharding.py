@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 CASES = ["deepsets rows auto", "full both auto", "tied both auto", "tied both explicit"]
 # Products of a matrix with itself, again and again: it has to travel, and rounding grows.
-UNIVERSAL = "universal both auto"
+MIXTURE = "mixture both auto"
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +38,10 @@ def test_steps_are_those_of_one_device(found, case):
 
 
 def test_orthogonalized_steps_are_those_of_one_device(found):
-    assert found[UNIVERSAL]["difference"] < 2e-5
+    assert found[MIXTURE]["difference"] < 2e-5
 
 
-@pytest.mark.parametrize("case", [*CASES, UNIVERSAL])
+@pytest.mark.parametrize("case", [*CASES, MIXTURE])
 def test_the_state_is_sharded_like_the_parameters(found, case):
     at_init, after = found[case]["differently sharded"]
     assert at_init == []
