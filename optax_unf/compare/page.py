@@ -14,6 +14,7 @@ from optax_unf.compare.contenders import ADAM, BASELINES
 from optax_unf.compare.records import Record, Records
 from optax_unf.compare.speed import grid
 from optax_unf.compare.summary import AGAINST, Row, summarize, task_speed_up
+from optax_unf.meta.card import made_by
 from optax_unf.meta.plot import new_figure
 
 if TYPE_CHECKING:
@@ -61,8 +62,6 @@ def write_page(folder: str | Path, suite: str, records: Records, made: Mapping[s
 
 def page(suite: str, rows: Sequence[Row], records: Records, made: Mapping[str, Any]) -> str:
     """The page in markdown."""
-    versions = [f"{name} {version}" for name, version in made.get("versions", {}).items()]
-    commit = [f"commit {made['commit']}"] if made.get("commit") else []
     parts = [
         f"# {suite.capitalize()} tasks\n",
         _ABOUT,
@@ -73,7 +72,7 @@ def page(suite: str, rows: Sequence[Row], records: Records, made: Mapping[str, A
         "## Loss at the end: training, held out\n",
         _loss_table(rows, records),
         f"![curves]({suite}-curves.png)\n",
-        f"Made by `{made.get('command', '')}`: {', '.join([*commit, *versions])}.",
+        made_by(made),
     ]
     return "\n".join(parts) + "\n"
 

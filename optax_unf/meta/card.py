@@ -98,6 +98,18 @@ def provenance(command: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def made_by(made: Mapping[str, Any]) -> str:
+    """What `provenance` found, as the last line of a page.
+
+    Example:
+      >>> made_by({"command": "optax-unf suite", "commit": "abc", "versions": {"jax": "0.10"}})
+      'Made by `optax-unf suite`: commit abc, jax 0.10.'
+    """
+    commit = [f"commit {made['commit']}"] if made.get("commit") else []
+    versions = [f"{name} {version}" for name, version in made.get("versions", {}).items()]
+    return f"Made by `{made.get('command', '')}`: {', '.join([*commit, *versions])}."
+
+
 def cpu_cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

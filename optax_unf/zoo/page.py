@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from optax_unf._files import replaced, write_text
+from optax_unf.meta.card import made_by
 from optax_unf.meta.plot import new_figure
 from optax_unf.zoo.experiment import Result
 from optax_unf.zoo.population import Zoo
@@ -48,7 +49,6 @@ def write_page(folder: Path, zoo: Zoo, results: Sequence[Result], made: Mapping[
 def page(zoo: Zoo, results: Sequence[Result], made: Mapping[str, Any]) -> str:
     """The page in markdown."""
     rates, config = zoo.success_rate, zoo.config
-    versions = ", ".join(f"{name} {version}" for name, version in made.get("versions", {}).items())
     parts = [
         "# Success predicted from weights\n",
         _ABOUT.format(seeds=len({result.seed for result in results})),
@@ -64,7 +64,7 @@ def page(zoo: Zoo, results: Sequence[Result], made: Mapping[str, Any]) -> str:
             if name != "test"
         ),
         "![rates](zoo-rates.png)\n\n![predicted against actual](zoo-scatter.png)\n\n![sizes](zoo-sizes.png)\n",
-        f"Made by `{made.get('command', '')}`, commit {made.get('commit', '')}, {versions}.",
+        made_by(made),
     ]
     return "\n".join(parts) + "\n"
 
