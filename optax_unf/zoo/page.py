@@ -57,9 +57,9 @@ def page(zoo: Zoo, results: Sequence[Result], made: Mapping[str, Any]) -> str:
         f"{np.mean(rates < 0.02):.0%}; above 0.98: {np.mean(rates > 0.98):.0%}; quartiles "
         f"{', '.join(f'{q:.2f}' for q in np.quantile(rates, (0.25, 0.5, 0.75)))}.\n",
         _table(results, "test"),
-        _differences(results),
+        _differences(results, "test"),
         *(
-            f"## Tested on {name}, never seen\n\n{_table(results, name)}"
+            f"## Tested on {name}, never seen\n\n{_table(results, name)}\n{_differences(results, name)}"
             for name in dict.fromkeys(result.tested_on for result in results)
             if name != "test"
         ),
@@ -83,10 +83,10 @@ def _table(results: Sequence[Result], tested_on: str) -> str:
     return "\n".join(rows) + "\n"
 
 
-def _differences(results: Sequence[Result]) -> str:
+def _differences(results: Sequence[Result], tested_on: str) -> str:
     """By how much UNF's tau is above that of the others on the same splits, for the largest training set."""
     size = max(r.train for r in results)
-    of_seed = {name: {r.seed: r.tau for r in chosen(results, name, size)} for name in LABELS}
+    of_seed = {name: {r.seed: r.tau for r in chosen(results, name, size, tested_on)} for name in LABELS}
     others: list[PredictorName] = [name for name in LABELS if of_seed[name]]
     rows = [
         f"Tau less that of the column on the same splits, {size:,} models to train on:\n",
