@@ -95,6 +95,16 @@ def check_same_leaves(found: PyTree, wanted: PyTree, what: str, of_what: str) ->
             )
 
 
+def given_params(params: PyTree | None) -> PyTree:
+    """The parameters, which `update` must be called with."""
+    if params is None:
+        raise ValueError(
+            "The learned optimizer looks at the parameters, but update was called without them. Call "
+            "update(gradients, state, params)."
+        )
+    return params
+
+
 def check_choice(name: str, found: Any, choices: Sequence[str | None]) -> None:
     """Refuses what is not one of the choices there are."""
     if found not in choices:

@@ -16,7 +16,7 @@ from optax_unf._sharding import placements, propagated, replicated
 from optax_unf.infer import Spec
 from optax_unf.nominal.matrices import find_matrices
 from optax_unf.nominal.matrix import LeafMatrices, Matrix
-from optax_unf.nominal.polar import polar_factor, root
+from optax_unf.nominal.polar import polar_factor, positive, root
 from optax_unf.spec.leaf import join_parts, split_parts
 from optax_unf.spec.paths import leaves_by_path
 
@@ -238,7 +238,7 @@ def unbiased(average: Array, count: Int[Array, ""], decay: float | Float[Array, 
 def adam_step(mu: Array, nu: Array, eps: float) -> Array:
     """A momentum over the root of second moments, epsilon being relative to their mean."""
     size = root(nu) + eps * root(jnp.mean(nu))
-    return mu / jnp.where(size > 0, size, 1)
+    return mu / positive(size)
 
 
 def _orthogonalized(momenta: _Leaves, adam: _Leaves, found: dict[str, LeafMatrices], graft: bool) -> _Leaves:
@@ -256,7 +256,7 @@ def _orthogonalized(momenta: _Leaves, adam: _Leaves, found: dict[str, LeafMatric
     for ((path, k), (matrix, _)), factor in zip(sources.items(), factors, strict=True):
         part = parts[path][k]
         sides = factor.shape[-2:]
-        size = _rms(matrix.flatten(part)) / _positive(_rms(factor)) if graft else _RMS * math.sqrt(max(sides))
+        size = _rms(matrix.flatten(part)) / positive(_rms(factor)) if graft else _RMS * math.sqrt(max(sides))
         parts[path][k] = matrix.unflatten(size * factor, part.shape)
     return {path: join_parts(own, found[path].leaf) for path, own in parts.items()}
 
@@ -282,10 +282,6 @@ def _polar_factors(matrices: Sequence[Float[Array, "_ _ _"]]) -> list[Array]:
 
 def _rms(x: Float[Array, "batch rows columns"]) -> Float[Array, "batch 1 1"]:
     return root(jnp.mean(x * x, axis=(-2, -1), keepdims=True))
-
-
-def _positive(x: Array) -> Array:
-    return jnp.where(x > 0, x, 1)
 
 
 def _by_path(find: Callable[[PyTree], tuple[LeafMatrices, ...]], params: PyTree) -> dict[str, LeafMatrices]:

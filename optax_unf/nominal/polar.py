@@ -57,8 +57,13 @@ def root(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)
 
 
+def positive(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """A size to divide by: 1 where it is 0."""
+    return jnp.where(x > 0, x, 1)
+
+
 def _normalized(x: Array, size: Array) -> Array:
-    return x / jnp.where(size > 0, size, 1)
+    return x / positive(size)
 
 
 def _iterate_matrix(x: Array, steps: int) -> Array:

@@ -20,13 +20,13 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PyTree
 
-from optax_unf._arguments import check_real, checked_state
+from optax_unf._arguments import check_real, checked_state, given_params
 from optax_unf._dtypes import at_least_float32
 from optax_unf._sharding import placements, propagated, replicated
 from optax_unf.infer import Spec
 from optax_unf.nominal.matrices import find_matrices
 from optax_unf.nominal.orthogonal import ScaleByOrthogonalState, adam_step, scale_by_orthogonal, unbiased
-from optax_unf.nominal.polar import root
+from optax_unf.nominal.polar import positive, root
 from optax_unf.optimizer.theta import Layer
 from optax_unf.spec.paths import leaves_by_path
 
@@ -50,13 +50,11 @@ class ScaleByMixtureState(NamedTuple):
     """State of `scale_by_mixture`.
 
     Attributes:
-      count: number of updates so far, int32 [].
-      nominal: of the nominal term.
+      nominal: of the nominal term, which counts the updates.
       slow: a tree like the parameters, at least float32: the momentum at 0.99.
       averages: the noisy facts of each leaf, averaged over time, float32 [leaves, 3].
     """
 
-    count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride] (optax names it so)
     nominal: ScaleByOrthogonalState
     slow: PyTree
     averages: Float[Array, "leaves noisy"]
@@ -102,7 +100,6 @@ def scale_by_mixture(
         check_real(params, "parameter")
         leaves = len(jax.tree.leaves(params))
         return ScaleByMixtureState(
-            count=replicated(jnp.zeros([], jnp.int32), params),
             nominal=checked_state(nominal.init(params), ScaleByOrthogonalState),
             slow=jax.tree.map(lambda x: jnp.zeros_like(x, at_least_float32(jnp.result_type(x))), params),
             averages=replicated(jnp.zeros((leaves, _NOISY), jnp.float32), params),
@@ -112,17 +109,12 @@ def scale_by_mixture(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, ScaleByMixtureState]:
         del extra  # every optax transformation accepts what others in its chain need
-        if params is None:
-            raise ValueError(
-                "The learned optimizer looks at the parameters, but update was called without them. Call "
-                "update(gradients, state, params)."
-            )
+        params = given_params(params)
         state = checked_state(state, ScaleByMixtureState)
         steps, found = nominal.update(updates, state.nominal, params)
         nominal_state = checked_state(found, ScaleByOrthogonalState)
-        count = jnp.asarray(optax.safe_increment(state.count))
         if not jax.tree.leaves(updates):
-            return steps, state._replace(count=count, nominal=nominal_state)
+            return steps, state._replace(nominal=nominal_state)
 
         leaves, structure = jax.tree.flatten(steps)
         given = tuple(
@@ -138,11 +130,11 @@ def scale_by_mixture(
             layers=tuple(dict(layer) for layer in layers),
             beta=jnp.asarray(beta, jnp.float32),
             momentum=jnp.asarray(momentum, jnp.float32),
-            count=state.count,
+            count=state.nominal.count,
             total_steps=total_steps,
         )
         return structure.unflatten(mixed), ScaleByMixtureState(
-            count, nominal_state, jax.tree.unflatten(jax.tree.structure(state.slow), slow), averages
+            nominal_state, jax.tree.unflatten(jax.tree.structure(state.slow), slow), averages
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -236,12 +228,8 @@ def _rms(x: Float[Array, "*shape"]) -> Float[Array, ""]:
     return root(jnp.sum(x * x) / max(x.size, 1))
 
 
-def _positive(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    return jnp.where(x > 0, x, 1)
-
-
 def _unit(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    return x / _positive(_rms(x))
+    return x / positive(_rms(x))
 
 
 def _clipped(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

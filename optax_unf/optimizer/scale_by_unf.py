@@ -17,6 +17,7 @@ from optax_unf._arguments import (
     check_total_steps,
     checked_state,
     flatten_checked,
+    given_params,
 )
 from optax_unf._dtypes import at_least_float32
 from optax_unf._sharding import replicated
@@ -153,11 +154,7 @@ def scale_by_unf(
     ) -> tuple[optax.Updates, ScaleByUNFState]:
         del extra  # every optax transformation accepts what others in its chain need
         state = _checked_state(state, weights.architecture)
-        if params is None:
-            raise ValueError(
-                "The learned optimizer looks at the parameters, but update was called without them. Call "
-                "update(gradients, state, params)."
-            )
+        params = given_params(params)
         check_real(params, "parameter")
         check_real(updates, "gradient")
         space = _weight_space(weights, spec, params)

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 from learned import close
+from two_layers import SHAPES, SPEC, numbers
 
 from optax_unf import (
     Architecture,
@@ -14,7 +15,6 @@ from optax_unf import (
     MetaWeights,
     init_weights,
     load_weights,
-    make_spec,
     save_weights,
     scale_by_orthogonal,
     scale_by_unf,
@@ -23,17 +23,7 @@ from optax_unf import (
 from optax_unf.meta import FullES, MetaTrainConfig, Stage, meta_train
 from optax_unf.optimizer.mixture import FACTS, OUTPUTS, scale_by_mixture
 
-AXES = {"w": ("in", "hidden"), "b": ("hidden",), "v": ("hidden", "out")}
-SHAPES = {"w": (3, 4), "b": (4,), "v": (4, 2)}
 MIXTURE = Architecture("mixture", hidden_channels=8, hidden_layers=1, nominal="orthogonalized", step="distance")
-
-
-def numbers(seed):
-    rng = np.random.default_rng(seed)
-    return {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in SHAPES.items()}
-
-
-SPEC = make_spec(AXES, numbers(0))
 
 
 def make_weights(beta=1.0):

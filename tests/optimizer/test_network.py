@@ -5,28 +5,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from two_layers import SHAPES, SPEC, numbers
 
 from optax_unf import (
     Architecture,
     InitialScalars,
     init_weights,
     load_weights,
-    make_spec,
     save_weights,
     scale_by_unf,
     transfer_weights,
 )
 from optax_unf.nn import NFN, UNF
 from optax_unf.optimizer.features import TIME_SCALES
-
-AXES = {"w": ("in", "hidden"), "b": ("hidden",), "v": ("hidden", "out")}
-SHAPES = {"w": (3, 4), "b": (4,), "v": (4, 2)}
-SPEC = make_spec(AXES, jax.tree.map(np.ones, SHAPES, is_leaf=lambda x: isinstance(x, tuple)))
-
-
-def numbers(seed):
-    rng = np.random.default_rng(seed)
-    return {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in SHAPES.items()}
 
 
 def first_features(w, g):
