@@ -53,6 +53,7 @@ def train_predictors(
     train: tuple[int, ...] = (250, 500, 1000, 2000, 4000, 8000),
     seeds: int = 5,
     test_on: tuple[Path, ...] = (),
+    join_gates: bool = False,
 ) -> None:
     """Trains predictors of success on a zoo, and tests them.
 
@@ -65,6 +66,7 @@ def train_predictors(
       train: Numbers of models to train on; larger ones than the zoo has are left out.
       seeds: Of splits and training.
       test_on: Files of further zoos, to test on what was trained on most models.
+      join_gates: Take the gates of a cell as one array, so that predictors fit other cells.
     """
     keep_compiled()
     population = load_zoo(zoo)
@@ -72,7 +74,16 @@ def train_predictors(
     most = len(population) - 2 * (len(population) // 10)
     sizes = tuple(size for size in train if size < most) + ((most,) if max(train) >= most else ())
     results = read_results(out / "results.jsonl")
-    for result in run(population, predictor, sizes, range(seeds), known=tuple(results), others=others):
+    new = run(
+        population,
+        predictor,
+        sizes,
+        range(seeds),
+        known=tuple(results),
+        others=others,
+        join_gates=join_gates,
+    )
+    for result in new:
         results.append(result)
         write_results(out / "results.jsonl", results)
         print(

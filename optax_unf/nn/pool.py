@@ -1,5 +1,7 @@
 """From a weight space to a vector that no permutation changes."""
 
+import itertools
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -50,14 +52,21 @@ class InvariantPool(nn.Module):
           For each leaf in the order of the spec and each valid partition of its axes, the channels of each position;
           in the widest dtype of the leaves.
         """
-        xs = channels_first(features, self.spec)
-        if not xs:
-            return jnp.zeros(0)
-        dtype = jnp.result_type(*xs)
+        pooled = pool_leaves(features, self.spec)
+        return jnp.concatenate(pooled) if pooled else jnp.zeros(0)
+
+
+def pool_leaves(features: Features, spec: PermutationSpec) -> list[Float[Array, " invariants"]]:
+    """What `InvariantPool` gives, for each leaf alone."""
+    xs = channels_first(features, spec)
+    dtype = jnp.result_type(*xs) if xs else None
+    parts = zip(tensors(spec), to_parts([x.astype(dtype) for x in xs], spec), strict=True)
+    pooled = []
+    for leaf in spec.leaves:
         means = []
-        parts = to_parts([x.astype(dtype) for x in xs], self.spec)
-        for leaf, x in zip(tensors(self.spec), parts, strict=True):
-            contracted = contract(positions_to_channels(x, leaf), leaf.names)
-            signatures = (signature for _, signature in contractions(leaf.names))
+        for part, x in itertools.islice(parts, len(leaf.parts)):
+            contracted = contract(positions_to_channels(x, part), part.names)
+            signatures = (signature for _, signature in contractions(part.names))
             means += [y for y, signature in zip(contracted, signatures, strict=True) if not signature]
-        return jnp.concatenate(means)
+        pooled.append(jnp.concatenate(means))
+    return pooled

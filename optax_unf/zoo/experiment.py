@@ -9,7 +9,7 @@ import numpy as np
 
 from optax_unf._files import write_text
 from optax_unf.zoo.population import Zoo
-from optax_unf.zoo.predictors import PredictorName, fit_predictor
+from optax_unf.zoo.predictors import PredictorName, fit_predictor, fits
 from optax_unf.zoo.scores import score
 
 
@@ -27,6 +27,7 @@ class Result:
       parameters: numbers that were trained.
       seconds: how long that took.
       pairs: predicted and actual rates, of the first seed and the largest training set only.
+      join_gates: whether the gates of a cell were one array to it, so that it fits other cells.
     """
 
     predictor: PredictorName
@@ -38,6 +39,7 @@ class Result:
     parameters: int
     seconds: float
     pairs: tuple[tuple[float, float], ...] = ()
+    join_gates: bool = False
 
 
 def split(zoo: Zoo, train: int, seed: int) -> tuple[Zoo, Zoo, Zoo]:
@@ -70,6 +72,7 @@ def run(
     *,
     known: Sequence[Result] = (),
     others: dict[str, Zoo] | None = None,
+    join_gates: bool = False,
 ) -> Iterator[Result]:
     """Trains and tests predictors.
 
@@ -79,28 +82,43 @@ def run(
       sizes: how many models to train on.
       seeds: of the splits and the training.
       known: results that need not be made again.
-      others: further zoos by name, to test on what was trained on the largest size.
+      others: further zoos by name, to test on what was trained on the largest size. Of those with another cell, a
+        predictor only sees what it fits.
+      join_gates: whether the gates of a cell are one array to the predictors, so that they fit other cells.
 
     Yields:
       Each new result.
+
+    Raises:
+      ValueError: a further zoo has another cell, and gates are not joined.
     """
-    have = {(r.predictor, r.train, r.seed, r.tested_on) for r in known}
+    others = others or {}
+    cell = zoo.config.cell
+    for key, other in others.items():
+        if other.config.cell != cell and not join_gates:
+            raise ValueError(
+                f"Models of {key!r} must have cells with the gates of those trained on, {cell}, but are "
+                f"{other.config.cell}. Join gates, so that predictors fit both: --join-gates."
+            )
+    have = {(r.predictor, r.train, r.seed, r.tested_on) for r in known if r.join_gates == join_gates}
     for seed in seeds:
         for size in sizes:
             for name in predictors:
-                tests = {"test": None} if size < max(sizes) else {"test": None, **(others or {})}
+                fitting = [k for k, o in others.items() if fits(name, cell, o.config.cell, join_gates=join_gates)]
+                tests = ["test", *(fitting if size == max(sizes) else [])]
                 missing = [key for key in tests if (name, size, seed, key) not in have]
                 if not missing:
                     continue
                 train, validation, test = split(zoo, size, seed)
-                fitted, predict = fit_predictor(name, train, validation, seed)
+                fitted, predict = fit_predictor(name, train, validation, seed, join_gates=join_gates)
                 for key in missing:
-                    chosen = tests[key] or test
+                    chosen = {"test": test, **others}[key]
                     predicted = predict(chosen)
                     found = score(predicted, chosen.success_rate)
                     is_shown = seed == min(seeds) and size == max(sizes)
                     pairs = zip(predicted.tolist(), chosen.success_rate.tolist(), strict=True) if is_shown else ()
-                    yield Result(name, size, seed, key, *found, fitted.parameters, fitted.seconds, tuple(pairs))
+                    cost = fitted.parameters, fitted.seconds
+                    yield Result(name, size, seed, key, *found, *cost, tuple(pairs), join_gates)
 
 
 def write_results(path: Path, results: Sequence[Result]) -> None:

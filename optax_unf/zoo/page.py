@@ -21,6 +21,12 @@ Success rates of sequence-to-sequence models on held-out sums, predicted from th
 models held out, mean ± standard error over {seeds} seeds, each with its own split, initial weights and order. Seconds
 are of training, without compilation, on a machine that may do other work.
 """
+_JOINED = """\
+## Gates joined
+
+The gates of a cell are one array to these predictors: normalized and pooled together. So they fit other cells.
+
+"""
 
 
 def write_page(folder: Path, zoo: Zoo, results: Sequence[Result], made: Mapping[str, Any]) -> str:
@@ -37,7 +43,8 @@ def write_page(folder: Path, zoo: Zoo, results: Sequence[Result], made: Mapping[
     """
     if not results:
         raise ValueError("A page needs results, but there are none. Make some: optax-unf zoo train.")
-    figures = {"rates": plot_rates(zoo), "scatter": plot_scatter(results), "sizes": plot_sizes(results)}
+    shown = [r for r in results if not r.join_gates] or results
+    figures = {"rates": plot_rates(zoo), "scatter": plot_scatter(shown), "sizes": plot_sizes(shown)}
     for name, figure in figures.items():
         with replaced(folder / f"zoo-{name}.png") as temporary:
             figure.savefig(temporary, format="png", dpi=110)
@@ -56,17 +63,26 @@ def page(zoo: Zoo, results: Sequence[Result], made: Mapping[str, Any]) -> str:
         f"{config.largest}, {config.held_out:,} questions held out. Below a success rate of 0.02: "
         f"{np.mean(rates < 0.02):.0%}; above 0.98: {np.mean(rates > 0.98):.0%}; quartiles "
         f"{', '.join(f'{q:.2f}' for q in np.quantile(rates, (0.25, 0.5, 0.75)))}.\n",
-        _table(results, "test"),
-        _differences(results, "test"),
-        *(
-            f"## Tested on {name}, never seen\n\n{_table(results, name)}\n{_differences(results, name)}"
-            for name in dict.fromkeys(result.tested_on for result in results)
-            if name != "test"
-        ),
+        *_sections([r for r in results if not r.join_gates]),
+        *_sections([r for r in results if r.join_gates], _JOINED),
         "![rates](zoo-rates.png)\n\n![predicted against actual](zoo-scatter.png)\n\n![sizes](zoo-sizes.png)\n",
         made_by(made),
     ]
     return "\n".join(parts) + "\n"
+
+
+def _sections(results: Sequence[Result], heading: str = "") -> list[str]:
+    """Scores and differences, at home and on each further zoo."""
+    if not results:
+        return []
+    others = [name for name in dict.fromkeys(result.tested_on for result in results) if name != "test"]
+    return [
+        f"{heading}{_table(results, 'test')}\n{_differences(results, 'test')}",
+        *(
+            f"## Tested on {name}, never seen\n\n{_table(results, name)}\n{_differences(results, name)}"
+            for name in others
+        ),
+    ]
 
 
 def _table(results: Sequence[Result], tested_on: str) -> str:
@@ -96,6 +112,8 @@ def _differences(results: Sequence[Result], tested_on: str) -> str:
     ours: tuple[PredictorName, ...] = ("unf", "unf-tied")
     for name in ours:
         cells = []
+        if not of_seed[name]:
+            continue
         for other in others:
             shared = sorted(of_seed[name].keys() & of_seed[other].keys())
             mean, error = mean_and_error([of_seed[name][seed] - of_seed[other][seed] for seed in shared] or [np.nan])

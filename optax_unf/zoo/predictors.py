@@ -13,10 +13,11 @@ from optax_unf.nn.predictor import InvariantPredictor
 from optax_unf.spec.leaf import LeafSpec
 from optax_unf.spec.make_spec import make_spec
 from optax_unf.spec.permutation_spec import PermutationSpec
+from optax_unf.zoo.cells import CellName
 from optax_unf.zoo.fit import FitConfig, Fitted, fit, predict
 from optax_unf.zoo.population import Zoo
 from optax_unf.zoo.seq2seq import Seq2Seq
-from optax_unf.zoo.statistics import StatNN, weight_statistics
+from optax_unf.zoo.statistics import StatNN, weight_statistics, with_joined_gates
 from optax_unf.zoo.trees import fit_trees
 
 PredictorName: TypeAlias = Literal["unf", "unf-tied", "deepsets", "statnn", "trees"]
@@ -31,8 +32,23 @@ LABELS: dict[PredictorName, str] = {
 Predict: TypeAlias = Callable[[Zoo], Float[np.ndarray, " models"]]
 
 
+def fits(name: PredictorName, cell: CellName, other: CellName, *, join_gates: bool) -> bool:
+    """Whether a predictor of models of one cell can say something of those of another.
+
+    It has to join the gates, since other cells have others; and full coefficients belong to one list of leaves.
+    """
+    return cell == other or (join_gates and name != "unf")
+
+
 def fit_predictor(
-    name: PredictorName, train: Zoo, validation: Zoo, seed: int, config: FitConfig | None = None, **settings: Any
+    name: PredictorName,
+    train: Zoo,
+    validation: Zoo,
+    seed: int,
+    config: FitConfig | None = None,
+    *,
+    join_gates: bool = False,
+    **settings: Any,
 ) -> tuple[Fitted, Predict]:
     """Trains a predictor of success rates.
 
@@ -42,6 +58,8 @@ def fit_predictor(
       validation: those to stop by.
       seed: of initial weights and order.
       config: how to train; by default as the table has it.
+      join_gates: whether the gates of a cell are normalized and pooled as one array; then it fits other cells, see
+        `fits`.
       **settings: of the module, in place of the table's.
 
     Returns:
@@ -49,15 +67,22 @@ def fit_predictor(
     """
     config = config or FitConfig()
     if name in ("statnn", "trees"):
-        known, checked = ((weight_statistics(zoo.params), zoo.success_rate) for zoo in (train, validation))
+
+        def statistics(zoo: Zoo) -> Float[np.ndarray, "models statistics"]:
+            return weight_statistics(with_joined_gates(zoo.params) if join_gates else zoo.params)
+
+        known, checked = ((statistics(zoo), zoo.success_rate) for zoo in (train, validation))
         if name == "trees":
             fitted = fit_trees(known, checked, seed)
         else:
             fitted = fit(StatNN(**settings), known, checked, jax.random.key(seed), config)
-        return fitted, lambda zoo: fitted.predict(weight_statistics(zoo.params))
+        return fitted, lambda zoo: fitted.predict(statistics(zoo))
 
     def module_for(zoo: Zoo) -> InvariantPredictor:
-        return InvariantPredictor(model_spec(zoo.model, characters="permuted"), layer=name, **settings)
+        spec = model_spec(zoo.model, characters="permuted")
+        # `encoder/input/reset` belongs to `encoder/input`; the layer `out` has no gates.
+        groups = tuple("/".join(leaf.path.split("/")[:2]) for leaf in spec.leaves) if join_gates else None
+        return InvariantPredictor(spec, layer=name, groups=groups, **settings)
 
     known, checked = ((zoo.params, zoo.success_rate) for zoo in (train, validation))
     fitted = fit(module_for(train), known, checked, jax.random.key(seed), config)

@@ -1,5 +1,7 @@
 """Statistics of weights, the baseline that has no idea of neurons."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -24,6 +26,15 @@ def weight_statistics(stacked: Stacked) -> Float[np.ndarray, "models statistics"
         flat = np.asarray(x).reshape(len(x), -1)
         columns += [flat.mean(1), flat.var(1), *np.percentile(flat, _PERCENTILES, axis=1)]
     return np.stack(columns, axis=1).astype(np.float32)
+
+
+def with_joined_gates(params: Stacked) -> Stacked:
+    """The parameters of `Seq2Seq` models with the gates of a cell in one array, as most libraries store them."""
+
+    def joined(part: Any) -> Any:
+        return np.concatenate(list(part.values()), axis=-1) if isinstance(part, dict) else part
+
+    return {cell: {kind: joined(part) for kind, part in parts.items()} for cell, parts in params.items()}
 
 
 class StatNN(nn.Module):

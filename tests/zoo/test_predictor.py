@@ -15,12 +15,12 @@ from optax_unf.nn import InvariantPredictor, load_predictor, save_predictor, sta
 from optax_unf.zoo.config import ZooConfig
 from optax_unf.zoo.experiment import read_results, run, split, write_results
 from optax_unf.zoo.fit import FitConfig, fit
-from optax_unf.zoo.page import mean_and_error, write_page
+from optax_unf.zoo.page import mean_and_error, page, write_page
 from optax_unf.zoo.population import Zoo
-from optax_unf.zoo.predictors import fit_predictor, model_spec
+from optax_unf.zoo.predictors import fit_predictor, fits, model_spec
 from optax_unf.zoo.scores import score
 from optax_unf.zoo.seq2seq import Seq2Seq
-from optax_unf.zoo.statistics import StatNN, weight_statistics
+from optax_unf.zoo.statistics import StatNN, weight_statistics, with_joined_gates
 
 LAYERS = ("unf", "unf-tied", "deepsets")
 CELLS = ("gru", "lstm", "vanilla")
@@ -124,6 +124,10 @@ def test_the_scale_of_a_leaf_is_normalized_away():
 @pytest.mark.parametrize("layer", ["unf", "deepsets"])
 def test_predictors_are_saved_and_loaded(layer, tmp_path):
     _, population, predictor = small(layer)
+    if layer == "deepsets":
+        predictor = predictor.clone(
+            groups=("biases", "kernels", "recurrent", "biases", "kernels", "recurrent", "end", "out")
+        )
     variables, expected = started(predictor, population)
     path = tmp_path / "predictor.safetensors"
     save_predictor(path, predictor, variables)
@@ -230,6 +234,74 @@ def test_a_predictor_fits_another_size():
     larger = tiny_zoo(hidden=7, models=10)
     assert predict(test).shape == (6,)
     assert predict(larger).shape == (10,)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["unf-tied", "deepsets", "statnn", "trees"])
+def test_a_predictor_of_joined_gates_fits_another_cell(name):
+    zoo, other = tiny_zoo(models=60), tiny_zoo(cell="lstm", models=10)
+    train, validation, _ = split(zoo, 48, seed=0)
+    settings = {"unf-tied": {"channels": 2, "depth": 1, "width": 16}, "deepsets": {"channels": 2, "width": 16}}
+    config = FitConfig(epochs=2)
+    _, predict = fit_predictor(name, train, validation, 0, config, join_gates=True, **settings.get(name, {}))
+    rates = predict(other)
+    assert rates.shape == (10,)
+    # Gates that do the same in another order: which is which is forgotten.
+    swapped = {
+        cell: {
+            kind: {**part, "write": part["read"], "read": part["write"]} if isinstance(part, dict) else part
+            for kind, part in parts.items()
+        }
+        for cell, parts in other.params.items()
+    }
+    np.testing.assert_allclose(predict(dataclasses.replace(other, params=swapped)), rates, atol=1e-5)
+
+
+def test_joined_gates_are_the_cells_of_other_libraries():
+    params = tiny_zoo(hidden=4, cell="lstm", models=3).params
+    joined = with_joined_gates(params)
+    assert joined["encoder"]["recurrent"].shape == (3, 4, 16)
+    np.testing.assert_array_equal(joined["decoder"]["input"][..., :4], params["decoder"]["input"]["forget"])
+    np.testing.assert_array_equal(joined["out"]["kernel"], params["out"]["kernel"])
+
+
+def test_a_group_of_leaves_is_normalized_and_pooled_as_one():
+    rng = np.random.default_rng(0)
+    a, b, c = rng.normal(size=(3, 5, 4)) * np.array([1.0, 3.0, 1.0])[:, None, None]
+    spec = make_spec({"a": ("x",), "b": ("y",), "c": ("z",)}, {"a": a[0], "b": b[0], "c": c[0]})
+    predictor = InvariantPredictor(spec, layer="deepsets", depth=0, groups=("one", "one", "two"))
+    variables = predictor.init(jax.random.key(0), {"a": a, "b": b, "c": c})
+    found = variables["normalization"]
+    joined = np.concatenate([a, b])
+    np.testing.assert_allclose(found["mean"], [joined.mean(), c.mean()], atol=1e-6)
+    np.testing.assert_allclose(found["std"], [joined.std(), c.std()], rtol=1e-5)
+    together = (np.concatenate([a, b], axis=1) - joined.mean()) / joined.std()
+    alone = (c - c.mean()) / c.std()
+    # Once of the weights, once of the last layer, which here is the same.
+    columns = 2 * [together.mean(1), alone.mean(1), (together**2).mean(1), (alone**2).mean(1)]
+    np.testing.assert_allclose(found["pooled_mean"], [x.mean() for x in columns], atol=1e-6)
+    np.testing.assert_allclose(found["pooled_std"], [x.std() for x in columns], rtol=1e-4)
+
+
+def test_groups_refused():
+    spec = make_spec({"w": ("x", "x"), "b": ("x",)}, {"w": np.ones((3, 3)), "b": np.ones(3)})
+    with pytest.raises(ValueError, match="each of the spec's 2 leaves, but name 1"):
+        InvariantPredictor(spec, groups=("all",))
+    with pytest.raises(ValueError, match=r"in group 'all' 'b' has 1 and 'w' 2\. Give leaves of other axes"):
+        InvariantPredictor(spec, groups=("all", "all"))
+
+
+@pytest.mark.slow
+def test_other_cells_are_tested_on_by_what_fits_them():
+    zoo, others = tiny_zoo(), {"gates": tiny_zoo(cell="gru", models=10)}
+    with pytest.raises(ValueError, match=r"'gates' must have cells with the gates of those trained on, vanilla"):
+        next(run(zoo, ["trees"], [96], [0], others=others))
+    (home, other) = run(zoo, ["trees"], [96], [0], others=others, join_gates=True)
+    assert [(r.tested_on, r.join_gates) for r in (home, other)] == [("test", True), ("gates", True)]
+    assert not fits("unf", "vanilla", "gru", join_gates=True)
+    apart = dataclasses.replace(home, join_gates=False)
+    assert "## Gates joined" in page(zoo, [home, other], {})
+    assert "## Gates joined" not in page(zoo, [apart], {})
 
 
 @pytest.mark.slow
