@@ -49,8 +49,8 @@ class InvariantPredictor(nn.Module):
       width: of the perceptron.
       hidden_layers: hidden layers of the perceptron.
       dropout: of its hidden units, where `apply` gets `rngs={"dropout": key}`.
-    groups: for each leaf, in the order of the spec, the name of its group. The leaves of a group are normalized and
-      pooled as one. By default each leaf is alone.
+      groups: for each leaf, in the order of the spec, the name of its group. The leaves of a group are normalized and
+        pooled as one. By default each leaf is alone.
 
     Raises:
       TypeError: `spec` is no `PermutationSpec`.
