@@ -90,9 +90,11 @@ def run(
       Each new result.
 
     Raises:
-      ValueError: a further zoo has another cell, and gates are not joined.
+      ValueError: a further zoo has another cell, and gates are not joined; or it is called `"test"`.
     """
     others = others or {}
+    if "test" in others:
+        raise ValueError("A further zoo must not be called 'test', as the models held out are. Rename its file.")
     cell = zoo.config.cell
     for key, other in others.items():
         if other.config.cell != cell and not join_gates:

@@ -296,6 +296,8 @@ def test_other_cells_are_tested_on_by_what_fits_them():
     zoo, others = tiny_zoo(), {"gates": tiny_zoo(cell="gru", models=10)}
     with pytest.raises(ValueError, match=r"'gates' must have cells with the gates of those trained on, vanilla"):
         next(run(zoo, ["trees"], [96], [0], others=others))
+    with pytest.raises(ValueError, match="must not be called 'test'"):
+        next(run(zoo, ["trees"], [96], [0], others={"test": zoo}))
     (home, other) = run(zoo, ["trees"], [96], [0], others=others, join_gates=True)
     assert [(r.tested_on, r.join_gates) for r in (home, other)] == [("test", True), ("gates", True)]
     assert not fits("unf", "vanilla", "gru", join_gates=True)
