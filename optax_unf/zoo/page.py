@@ -68,7 +68,7 @@ def page(zoo: Zoo, results: Sequence[Result], made: Mapping[str, Any]) -> str:
         "![rates](zoo-rates.png)\n\n![predicted against actual](zoo-scatter.png)\n\n![sizes](zoo-sizes.png)\n",
         made_by(made),
     ]
-    return "\n".join(parts) + "\n"
+    return "\n".join(part for part in parts if part) + "\n"
 
 
 def _sections(results: Sequence[Result], heading: str = "") -> list[str]:
@@ -77,10 +77,12 @@ def _sections(results: Sequence[Result], heading: str = "") -> list[str]:
         return []
     others = [name for name in dict.fromkeys(result.tested_on for result in results) if name != "test"]
     return [
-        f"{heading}{_table(results, 'test')}\n{_differences(results, 'test')}",
+        f"{heading}{_table(results, 'test')}",
+        _differences(results, "test"),
         *(
-            f"## Tested on {name}, never seen\n\n{_table(results, name)}\n{_differences(results, name)}"
+            part
             for name in others
+            for part in (f"## Tested on {name}, never seen\n\n{_table(results, name)}", _differences(results, name))
         ),
     ]
 
@@ -104,16 +106,16 @@ def _differences(results: Sequence[Result], tested_on: str) -> str:
     size = max(r.train for r in results)
     of_seed = {name: {r.seed: r.tau for r in chosen(results, name, size, tested_on)} for name in LABELS}
     others: list[PredictorName] = [name for name in LABELS if of_seed[name]]
+    ours: list[PredictorName] = [name for name in others if name in ("unf", "unf-tied")]
+    if not ours:
+        return ""
     rows = [
         f"Tau less that of the column on the same splits, {size:,} models to train on:\n",
         f"| | {' | '.join(LABELS[name] for name in others)} |",
         "|---" * (1 + len(others)) + "|",
     ]
-    ours: tuple[PredictorName, ...] = ("unf", "unf-tied")
     for name in ours:
         cells = []
-        if not of_seed[name]:
-            continue
         for other in others:
             shared = sorted(of_seed[name].keys() & of_seed[other].keys())
             mean, error = mean_and_error([of_seed[name][seed] - of_seed[other][seed] for seed in shared] or [np.nan])
