@@ -10,6 +10,7 @@ from optax_unf.infer import Inferred as Inferred
 from optax_unf.infer import infer_spec as infer_spec
 from optax_unf.nominal import ScaleByDistanceState as ScaleByDistanceState
 from optax_unf.nominal import ScaleByOrthogonalState as ScaleByOrthogonalState
+from optax_unf.nominal import ScaleBySoapState as ScaleBySoapState
 from optax_unf.nominal import describe_matrices as describe_matrices
 from optax_unf.nominal import in_units as in_units
 from optax_unf.nominal import muon_dimension_numbers as muon_dimension_numbers
@@ -18,6 +19,7 @@ from optax_unf.nominal import orthogonal_prodigy as orthogonal_prodigy
 from optax_unf.nominal import scale_by_distance as scale_by_distance
 from optax_unf.nominal import scale_by_found_step as scale_by_found_step
 from optax_unf.nominal import scale_by_orthogonal as scale_by_orthogonal
+from optax_unf.nominal import scale_by_soap as scale_by_soap
 from optax_unf.optimizer.architecture import Architecture as Architecture
 from optax_unf.optimizer.architecture import InitialScalars as InitialScalars
 from optax_unf.optimizer.meta_weights import MetaWeights as MetaWeights

@@ -354,6 +354,7 @@ def _traits(config: Architecture) -> list[str]:
         "tied": tied,
         "preconditioned": config.preconditioner is not None,
         "orthogonalized": config.nominal == "orthogonalized",
+        "SOAP": config.nominal == "soap",
         "distance": config.step == "distance",
     }
     return [name for name, present in traits.items() if present]

@@ -11,6 +11,9 @@ from optax_unf.nominal.orthogonal import dual_norm as dual_norm
 from optax_unf.nominal.orthogonal import orthogonal as orthogonal
 from optax_unf.nominal.orthogonal import scale_by_orthogonal as scale_by_orthogonal
 from optax_unf.nominal.polar import polar_factor as polar_factor
+from optax_unf.nominal.soap import Eigenbases as Eigenbases
+from optax_unf.nominal.soap import ScaleBySoapState as ScaleBySoapState
+from optax_unf.nominal.soap import scale_by_soap as scale_by_soap
 from optax_unf.nominal.units import InUnitsState as InUnitsState
 from optax_unf.nominal.units import in_units as in_units
 from optax_unf.nominal.untuned import orthogonal_prodigy as orthogonal_prodigy

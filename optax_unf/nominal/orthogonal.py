@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,10 +14,11 @@ from optax_unf._arguments import check_real, checked_state
 from optax_unf._dtypes import at_least_float32
 from optax_unf._sharding import placements, propagated, replicated
 from optax_unf.infer import Spec
+from optax_unf.nominal.adam import adam_step, average, moments, unbiased
+from optax_unf.nominal.leaves import Found, Leaves, found_by_path, refilled, taken_matrices, with_matrices, zeros
 from optax_unf.nominal.matrices import find_matrices
-from optax_unf.nominal.matrix import LeafMatrices, Matrix
-from optax_unf.nominal.polar import polar_factor, positive, root
-from optax_unf.spec.leaf import join_parts, split_parts
+from optax_unf.nominal.matrix import LeafMatrices
+from optax_unf.nominal.polar import polar_factors, positive, rms
 from optax_unf.spec.paths import leaves_by_path
 
 # The RMS of Adam's steps in practice (Liu et al. 2025, arXiv:2502.16982, Section 2.2).
@@ -93,11 +94,11 @@ def scale_by_orthogonal(
 
     def init(params: optax.Params) -> ScaleByOrthogonalState:
         check_real(params, "parameter")
-        found = _by_path(find, params)
+        found = found_by_path(find, params)
         return ScaleByOrthogonalState(
             count=replicated(jnp.zeros([], jnp.int32), params),
-            mu=_zeros(params, list(found)),
-            nu=_zeros(params, [path for path, leaf in found.items() if graft or not all(leaf.matrices)]),
+            mu=zeros(params, list(found)),
+            nu=zeros(params, [path for path, leaf in found.items() if graft or not all(leaf.matrices)]),
         )
 
     def update(
@@ -106,13 +107,13 @@ def scale_by_orthogonal(
         del extra  # every optax transformation accepts what others in its chain need
         check_real(updates, "gradient")
         state = checked_state(state, ScaleByOrthogonalState)
-        found = _by_path(find, updates if params is None else params)
+        found = found_by_path(find, updates if params is None else params)
         trees = tuple(map(leaves_by_path, (updates, state.mu, state.nu)))
         count = jnp.asarray(optax.safe_increment(state.count))
         step = _program(tuple(found.values()), nesterov, graft, b2, eps, placements(trees))
         direction, *moments = step(*trees, count=count, momentum=momentum)
-        return _refilled(updates, direction), ScaleByOrthogonalState(
-            count, *(_refilled(old, new) for old, new in zip(state[1:], moments, strict=True))
+        return refilled(updates, direction), ScaleByOrthogonalState(
+            count, *(refilled(old, new) for old, new in zip(state[1:], moments, strict=True))
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -170,16 +171,13 @@ def dual_norm(spec: Spec = None, **options: Any) -> Callable[[PyTree], Float[Arr
     """
 
     def norm(tree: PyTree) -> Float[Array, ""]:
-        found = _by_path(functools.partial(find_matrices, spec=spec, **options), tree)
+        found = found_by_path(functools.partial(find_matrices, spec=spec, **options), tree)
         leaves = {path: x.astype(at_least_float32(jnp.result_type(x))) for path, x in leaves_by_path(tree).items()}
         steps = {path: jnp.sign(x) for path, x in leaves.items()}
         steps = _orthogonalized(leaves, steps, found, graft=False)
         return jnp.sum(jnp.stack([jnp.sum(x * steps[path]) for path, x in leaves.items()]))
 
     return norm
-
-
-_Leaves = dict[str, Array]
 
 
 @functools.lru_cache(_KEPT)
@@ -190,7 +188,7 @@ def _program(
     b2: float,
     eps: float,
     shardings: PyTree,
-) -> Callable[..., tuple[_Leaves, _Leaves, _Leaves]]:
+) -> Callable[..., tuple[Leaves, Leaves, Leaves]]:
     """A step, which is one compiled program outside of `jax.jit`, too."""
     by_path = {leaf.path: leaf for leaf in found}
     step = functools.partial(_step, found=by_path, nesterov=nesterov, graft=graft, b2=b2, eps=eps)
@@ -198,106 +196,41 @@ def _program(
 
 
 def _step(
-    grads: _Leaves,
-    mu: _Leaves,
-    nu: _Leaves,
+    grads: Leaves,
+    mu: Leaves,
+    nu: Leaves,
     *,
     count: Int[Array, ""],
-    found: dict[str, LeafMatrices],
+    found: Found,
     momentum: float | Float[Array, ""],
     nesterov: bool,
     graft: bool,
     b2: float,
     eps: float,
-) -> tuple[_Leaves, _Leaves, _Leaves]:
+) -> tuple[Leaves, Leaves, Leaves]:
     """The direction and the new moments, by path; they have the dtypes of the gradients and of the moments."""
-    wide = {path: jnp.asarray(g).astype(at_least_float32(jnp.result_type(g))) for path, g in grads.items()}
-
-    # Averages, so that none is larger than the gradients.
-    mu = {path: _average(m, wide[path], momentum) for path, m in mu.items()}
-    nu = {path: _average(v, wide[path] ** 2, b2) for path, v in nu.items()}
+    new, mu, nu = moments(grads, mu, nu, momentum, b2)
     adam = {path: adam_step(unbiased(mu[path], count, momentum), unbiased(nu[path], count, b2), eps) for path in nu}
 
     # Polar factors need no correction of their bias.
     matrices = [path for path, leaf in found.items() if any(leaf.matrices)]
-    ahead = {path: _average(mu[path], wide[path], momentum) if nesterov else mu[path] for path in matrices}
+    ahead = {path: average(mu[path], new[path], momentum) if nesterov else mu[path] for path in matrices}
     direction = adam | _orthogonalized(ahead, adam, found, graft)
     return {path: direction[path].astype(jnp.result_type(g)) for path, g in grads.items()}, mu, nu
 
 
-def _average(old: Array, new: Array, decay: float | Float[Array, ""]) -> Array:
-    decay = jnp.asarray(decay, new.dtype)
-    return decay * old.astype(new.dtype) + (1 - decay) * new
-
-
-def unbiased(average: Array, count: Int[Array, ""], decay: float | Float[Array, ""]) -> Array:
-    """An average over `count` numbers that began at zero, without the bias towards it."""
-    return average / (1 - jnp.asarray(decay, average.dtype) ** count.astype(average.dtype))
-
-
-def adam_step(mu: Array, nu: Array, eps: float) -> Array:
-    """A momentum over the root of second moments, epsilon being relative to their mean."""
-    size = root(nu) + eps * root(jnp.mean(nu))
-    return mu / positive(size)
-
-
-def _orthogonalized(momenta: _Leaves, adam: _Leaves, found: dict[str, LeafMatrices], graft: bool) -> _Leaves:
+def _orthogonalized(momenta: Leaves, adam: Leaves, found: Found, graft: bool) -> Leaves:
     """The steps of the leaves that have matrices: polar factors of the right size, Adam's in other parts."""
-    parts: dict[str, list[Array]] = {}
-    sources: dict[tuple[str, int], tuple[Matrix, Array]] = {}
-    for path, x in momenta.items():
-        taken = found[path]
-        parts[path] = split_parts(adam.get(path, x), taken.leaf)
-        for k, (matrix, part) in enumerate(zip(taken.matrices, split_parts(x, taken.leaf), strict=True)):
-            if matrix is not None:
-                sources[path, k] = matrix, matrix.flatten(part)
-
-    factors = _polar_factors([x for _, x in sources.values()])
-    for ((path, k), (matrix, _)), factor in zip(sources.items(), factors, strict=True):
-        part = parts[path][k]
-        sides = factor.shape[-2:]
-        size = _rms(matrix.flatten(part)) / positive(_rms(factor)) if graft else _RMS * math.sqrt(max(sides))
-        parts[path][k] = matrix.unflatten(size * factor, part.shape)
-    return {path: join_parts(own, found[path].leaf) for path, own in parts.items()}
+    matrices = taken_matrices(momenta, found)
+    factors = dict(zip(matrices, polar_factors(list(matrices.values())), strict=True))
+    leaves = {path: adam.get(path, x) for path, x in momenta.items()}
+    if graft:
+        steps = grafted(factors, taken_matrices(leaves, found))
+    else:
+        steps = {key: _RMS * math.sqrt(max(x.shape[-2:])) * x for key, x in factors.items()}
+    return with_matrices(leaves, steps, found)
 
 
-def _polar_factors(matrices: Sequence[Float[Array, "_ _ _"]]) -> list[Array]:
-    """The polar factors of batches of matrices, those of one shape together."""
-    wide = [x if x.shape[-2] <= x.shape[-1] else x.mT for x in matrices]
-    groups: dict[Any, list[int]] = {}
-    for k, x in enumerate(wide):
-        # Side by side in one array, parts of leaves with different shardings would lose them.
-        groups.setdefault((x.shape[-2:], x.dtype) if jax.device_count() == 1 else k, []).append(k)
-
-    factors: dict[int, Array] = {}
-    for members in groups.values():
-        together = polar_factor(jnp.concatenate([wide[k] for k in members]))
-        start = 0
-        for k in members:
-            stop = start + wide[k].shape[0]
-            factors[k] = together[start:stop]
-            start = stop
-    return [factors[k] if wide[k] is x else factors[k].mT for k, x in enumerate(matrices)]
-
-
-def _rms(x: Float[Array, "batch rows columns"]) -> Float[Array, "batch 1 1"]:
-    return root(jnp.mean(x * x, axis=(-2, -1), keepdims=True))
-
-
-def _by_path(find: Callable[[PyTree], tuple[LeafMatrices, ...]], params: PyTree) -> dict[str, LeafMatrices]:
-    # optax.tree.map_params passes a placeholder, without leaves, which no spec fits.
-    return {leaf.path: leaf for leaf in find(params)} if jax.tree.leaves(params) else {}
-
-
-def _zeros(params: PyTree, paths: Sequence[str]) -> PyTree:
-    """Zeros like the parameters of these paths, at least float32, and masked nodes for the others."""
-    dtypes = {path: at_least_float32(jnp.result_type(x)) for path, x in leaves_by_path(params).items()}
-    zeros = [
-        jnp.zeros_like(x, dtypes[path]) if path in paths else optax.MaskedNode()
-        for path, x in leaves_by_path(params).items()
-    ]
-    return jax.tree.unflatten(jax.tree.structure(params), zeros)
-
-
-def _refilled(tree: PyTree, leaves: _Leaves) -> PyTree:
-    return jax.tree.unflatten(jax.tree.structure(tree), [leaves[path] for path in leaves_by_path(tree)])
+def grafted(directions: Leaves, steps: Leaves) -> Leaves:
+    """The directions of matrices, each with the RMS of the step beside it."""
+    return {key: rms(steps[key]) / positive(rms(x)) * x for key, x in directions.items()}

@@ -1,5 +1,8 @@
 """Polar factors of matrices, by Newton-Schulz."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -50,6 +53,30 @@ def polar_factor(
     narrow = jnp.finfo(dtype).bits < 32
     iterate = _iterate_matrix if narrow or columns < 2 * rows else _iterate_gram
     return iterate(unit, steps).astype(x.dtype)
+
+
+def polar_factors(matrices: Sequence[Float[Array, "_ _ _"]]) -> list[Array]:
+    """The polar factors of batches of matrices, those of one shape together."""
+    wide = [x if x.shape[-2] <= x.shape[-1] else x.mT for x in matrices]
+    groups: dict[Any, list[int]] = {}
+    for k, x in enumerate(wide):
+        # Side by side in one array, parts of leaves with different shardings would lose them.
+        groups.setdefault((x.shape[-2:], x.dtype) if jax.device_count() == 1 else k, []).append(k)
+
+    factors: dict[int, Array] = {}
+    for members in groups.values():
+        together = polar_factor(jnp.concatenate([wide[k] for k in members]))
+        start = 0
+        for k in members:
+            stop = start + wide[k].shape[0]
+            factors[k] = together[start:stop]
+            start = stop
+    return [factors[k] if wide[k] is x else factors[k].mT for k, x in enumerate(matrices)]
+
+
+def rms(x: Float[Array, "batch rows columns"]) -> Float[Array, "batch 1 1"]:
+    """The root mean square of each matrix."""
+    return root(jnp.mean(x * x, axis=(-2, -1), keepdims=True))
 
 
 def root(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -8,7 +8,7 @@ from optax_unf.equivariant.unf import Coefficients
 
 Head: TypeAlias = Literal["unf", "nfn", "deepsets", "mixture", "none"]
 Preconditioner: TypeAlias = Literal["rms"] | None
-Nominal: TypeAlias = Literal["momentum", "orthogonalized"]
+Nominal: TypeAlias = Literal["momentum", "orthogonalized", "soap"]
 Step: TypeAlias = Literal["alpha", "distance"]
 
 
@@ -50,8 +50,8 @@ class Architecture:
         time, entry by entry as in Adam. The nominal term is then that of Adam, and alpha has the size of its rates. For
         f, momenta are divided by what theirs would be if gradients were noise; without a preconditioner, gradients and
         momenta are divided by their root mean square in the leaf.
-      nominal: the nominal term. `"momentum"` as in the paper, or `"orthogonalized"`: `scale_by_orthogonal`, with the
-        step of Adam where there is no matrix, whatever the preconditioner.
+      nominal: the nominal term. `"momentum"` as in the paper; `"orthogonalized"`: `scale_by_orthogonal`; or `"soap"`:
+        `scale_by_soap`. The last two make the step of Adam where there is no matrix, whatever the preconditioner.
       step: what the direction is multiplied by. `"alpha"` as in the paper, or `"distance"`: alpha times a size that is
         found while training (`scale_by_found_step`); alpha is then best near 1.
       step_warmup: whether step t is multiplied by 1 - exp(-t / tau) (Ma & Yarats 2021, arXiv:1910.04209), with a time

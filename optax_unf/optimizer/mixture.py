@@ -24,8 +24,9 @@ from optax_unf._arguments import check_real, checked_state, given_params
 from optax_unf._dtypes import at_least_float32
 from optax_unf._sharding import placements, propagated, replicated
 from optax_unf.infer import Spec
+from optax_unf.nominal.adam import adam_step, unbiased
 from optax_unf.nominal.matrices import find_matrices
-from optax_unf.nominal.orthogonal import ScaleByOrthogonalState, adam_step, scale_by_orthogonal, unbiased
+from optax_unf.nominal.orthogonal import ScaleByOrthogonalState, scale_by_orthogonal
 from optax_unf.nominal.polar import positive, root
 from optax_unf.optimizer.theta import Layer
 from optax_unf.spec.paths import leaves_by_path

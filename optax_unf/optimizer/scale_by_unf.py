@@ -23,6 +23,7 @@ from optax_unf._dtypes import at_least_float32
 from optax_unf._sharding import replicated
 from optax_unf.infer import Spec, resolved_for_part
 from optax_unf.nominal.orthogonal import scale_by_orthogonal
+from optax_unf.nominal.soap import scale_by_soap
 from optax_unf.optimizer.architecture import Architecture
 from optax_unf.optimizer.features import DECAYS
 from optax_unf.optimizer.meta_weights import MetaWeights, check_fits
@@ -45,7 +46,7 @@ class ScaleByUNFState(NamedTuple):
         they are of gradients that `nu` has scaled.
       nu: a tree like the parameters, at least float32: the mean square of each gradient over time, if the weights have
         a preconditioner; else None.
-      nominal: the `ScaleByOrthogonalState` of an orthogonalized nominal term; else None.
+      nominal: the state of a nominal term of its own, `ScaleByOrthogonalState` or `ScaleBySoapState`; else None.
     """
 
     count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride] (optax names it so)
@@ -70,7 +71,8 @@ def scale_by_unf(
        m_t^{\gamma} = \gamma m_{t-1}^{\gamma} + (1 - \gamma) \nabla_t, $$
 
     without the step size alpha and its sign: see `unf`. The first term is the nominal one; weights may have
-    orthogonalized momentum in its place (`Architecture.nominal`). Weights with a warm-up (`Architecture.step_warmup`)
+    `scale_by_orthogonal` or `scale_by_soap` in its place (`Architecture.nominal`). Weights with a warm-up
+    (`Architecture.step_warmup`)
     multiply it by 1 - exp(-t / tau), t being the number of the update. It is a pure function of the weights, so that
     `jax.vmap` and `jax.grad` over them work. Features are computed in float32, or in float64 where a parameter is.
     Outside of `jax.jit` too, the sum is one compiled program.
@@ -133,9 +135,10 @@ def scale_by_unf(
     # In a narrower type squares would overflow, and their average at decay 0.999 stand still.
     squares_dtype = None if accumulator_dtype is None else at_least_float32(accumulator_dtype)
     zero_nu = functools.partial(_zero_momentum, dtype=squares_dtype)
-    nominal = (
-        None if weights.architecture.nominal == "momentum" else scale_by_orthogonal(spec, momentum=weights.gamma_0)
-    )
+    make = {"momentum": None, "orthogonalized": scale_by_orthogonal, "soap": scale_by_soap}[
+        weights.architecture.nominal
+    ]
+    nominal = None if make is None else make(spec, momentum=weights.gamma_0)
 
     def init(params: optax.Params) -> ScaleByUNFState:
         check_real(params, "parameter")
@@ -216,10 +219,10 @@ def _checked_state(state: optax.OptState, architecture: Architecture) -> ScaleBy
             f"The state {'lacks' if state.nu is None else 'has'} mean squares of the gradients, and is not "
             f"that of weights with preconditioner={architecture.preconditioner!r}. Call init with these weights."
         )
-    if (state.nominal is not None) != (architecture.nominal == "orthogonalized"):
+    if (state.nominal is not None) != (architecture.nominal != "momentum"):
         raise ValueError(
-            f"The state {'lacks' if state.nominal is None else 'has'} the momentum of an orthogonalized nominal term, "
-            f"and is not that of weights with nominal={architecture.nominal!r}. Call init with these weights."
+            f"The state {'lacks' if state.nominal is None else 'has'} a state of the nominal term, and is not that of "
+            f"weights with nominal={architecture.nominal!r}. Call init with these weights."
         )
     return state
 

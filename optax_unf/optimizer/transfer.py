@@ -58,7 +58,7 @@ def transfer_weights(
         raise ValueError(f"alpha must be positive, but is {alpha}.")
     for name, size in (
         ("preconditioner", "Behind it the step has the size of a rate of Adam"),
-        ("nominal", "Beside an orthogonalized term it has the size of a rate of Adam"),
+        ("nominal", "Beside a term of its own it has the size of a rate of Adam"),
         ("step", "Beside an estimated distance it is about 1"),
     ):
         old, new = getattr(weights.architecture, name), getattr(architecture, name)

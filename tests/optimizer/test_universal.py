@@ -12,8 +12,9 @@ from optax_unf import (
     MetaWeights,
     list_pretrained,
     load_weights,
-    orthogonal_prodigy,
+    scale_by_found_step,
     scale_by_orthogonal,
+    scale_by_soap,
     scale_by_unf,
     unf,
 )
@@ -38,7 +39,8 @@ def train(tx, steps, function=loss, state=None, params=None):
 
 @pytest.mark.slow
 def test_the_default_is_the_nominal_term_alone():
-    close(train(unf(total_steps=60), 60)[0], train(orthogonal_prodigy(60), 60)[0], 1e-4)
+    nominal = optax.chain(scale_by_found_step(scale_by_soap(), 60), optax.scale(-1.0))
+    close(train(unf(total_steps=60), 60)[0], train(nominal, 60)[0], 1e-4)
 
 
 def test_it_trains_with_nothing_but_the_number_of_steps():
@@ -56,13 +58,17 @@ def test_f_is_added_to_the_nominal_term_and_does_not_depend_on_it(head):
         tx = scale_by_unf(MetaWeights(theta, weights.architecture, weights.spec), spec=SPEC)
         return tx.update(grads, tx.init(params), params)[0]
 
-    orthogonal = scale_by_orthogonal(SPEC, momentum=0.9)
-    close(direction(0.0, nominal="orthogonalized"), orthogonal.update(grads, orthogonal.init(params), params)[0])
-    learned = [
-        jax.tree.map(jnp.subtract, direction(0.5, **config), direction(0.0, **config))
-        for config in ({"nominal": "orthogonalized"}, {})
-    ]
-    close(*learned)
+    terms = {
+        "momentum": optax.ema(0.9, debias=False),
+        "orthogonalized": scale_by_orthogonal(SPEC, momentum=0.9),
+        "soap": scale_by_soap(SPEC),
+    }
+    learned = []
+    for nominal, tx in terms.items():
+        close(direction(0.0, nominal=nominal), tx.update(grads, tx.init(params), params)[0])
+        learned.append(jax.tree.map(jnp.subtract, direction(0.5, nominal=nominal), direction(0.0, nominal=nominal)))
+    close(learned[0], learned[1])
+    close(learned[0], learned[2])
 
 
 @pytest.mark.slow
@@ -124,14 +130,19 @@ def test_a_part_of_the_parameters():
     close(params["w"], alone["w"])
 
 
-@pytest.mark.parametrize("wanted", ["momentum", "orthogonalized"])
-def test_the_state_of_another_nominal_term_is_refused(wanted):
-    both = {
-        kind: scale_by_unf(make_weights("deepsets", nominal=kind), spec=SPEC) for kind in ("momentum", "orthogonalized")
-    }
-    params, other = make_params(), both[{"momentum": "orthogonalized"}.get(wanted, "momentum")]
-    with pytest.raises(ValueError, match=r"must hold \d trees of momenta"):
-        both[wanted].update(params, other.init(params), params)
+@pytest.mark.parametrize(
+    ("wanted", "got", "error"),
+    [
+        ("momentum", "orthogonalized", r"must hold \d trees of momenta"),
+        ("soap", "momentum", r"must hold \d trees of momenta"),
+        ("soap", "orthogonalized", "ScaleBySoapState"),
+    ],
+)
+def test_the_state_of_another_nominal_term_is_refused(wanted, got, error):
+    wanted, got = (scale_by_unf(make_weights("deepsets", nominal=kind), spec=SPEC) for kind in (wanted, got))
+    params = make_params()
+    with pytest.raises((TypeError, ValueError), match=error):
+        wanted.update(params, got.init(params), params)
 
 
 def test_it_commutes_with_permutations_of_neurons():
