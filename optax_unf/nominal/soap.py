@@ -63,7 +63,7 @@ def scale_by_soap(
     *,
     momentum: float | Float[Array, ""] = 0.9,
     b2: float = 0.95,
-    eps: float = 1e-8,
+    eps: float = 1e-3,
     every: int = 10,
     largest: int = 512,
     **options: Any,
@@ -90,7 +90,8 @@ def scale_by_soap(
       spec: tells which arrays are matrices; see `find_matrices`.
       momentum: decay of the momenta.
       b2: decay of all second moments.
-      eps: Adam's, relative to the root mean square of the second moments.
+      eps: Adam's, relative to the root mean square of the second moments. At first the gradient is diagonal in the
+        bases, and what is beside the diagonal is rounding, which an eps as small as Adam's would bring to full size.
       every: updates from one step of the bases to the next, and how many first updates decompose them.
       largest: the longest side of a matrix that gets bases.
       **options: `heads` and `adam`, of `find_matrices`.

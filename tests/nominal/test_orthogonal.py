@@ -115,6 +115,7 @@ OPTIMIZERS = {
     "spec": lambda: optax_unf.orthogonal(0.01, spec(), graft=False),
     "callable": lambda: optax_unf.orthogonal(0.01, lambda params: restrict(spec(), params)),
     "prodigy": lambda: orthogonal_prodigy(100, spec=spec()),
+    "soap": lambda: optax.chain(optax_unf.scale_by_soap(spec()), optax.scale(-0.01)),
 }
 optimizers = pytest.mark.parametrize("optimizer", [make() for make in OPTIMIZERS.values()], ids=list(OPTIMIZERS))
 
