@@ -1,4 +1,4 @@
-"""Nominal terms of Eq. 31: orthogonalized momentum, and a step size that is found while training."""
+"""Nominal terms of Eq. 31: orthogonalized momentum, SOAP, and a step size that is found while training."""
 
 from optax_unf.nominal.dimension_numbers import muon_dimension_numbers as muon_dimension_numbers
 from optax_unf.nominal.distance import ScaleByDistanceState as ScaleByDistanceState

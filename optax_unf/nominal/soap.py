@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
 from optax_unf._arguments import check_real, checked_state
@@ -151,18 +152,20 @@ def _initial_bases(leaves: Leaves, found: Found, largest: int, params: PyTree) -
     if not leaves:
         # The placeholder of optax.tree.map_params: one leaf, so that the whole is no parameter.
         return jnp.zeros([])
-    matrices = taken_matrices(leaves, found)
-    bases = {key: _untold(x) for key, x in matrices.items() if max(x.shape[-2:]) <= largest}
+    # Shapes alone, since explicitly sharded leaves cannot be flattened here.
+    shapes = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in leaves.items()}
+    matrices = jax.eval_shape(functools.partial(taken_matrices, found=found), shapes)
+    bases = {key: _untold(x.shape, x.dtype) for key, x in matrices.items() if max(x.shape[-2:]) <= largest}
     return jax.tree.map(lambda x: replicated(x, params), bases)
 
 
-def _untold(like: Float[Array, "batch rows columns"]) -> Eigenbases:
+def _untold(shape: tuple[int, ...], dtype: DTypeLike) -> Eigenbases:
     """The bases before the first gradient."""
-    batch, *sides = like.shape
+    batch, *sides = shape
     squares = [(batch, side, side) for side in sides]
-    averages = (jnp.zeros(shape, like.dtype) for shape in squares)
-    identities = (jnp.broadcast_to(jnp.eye(shape[-1], dtype=like.dtype), shape) for shape in squares)
-    return Eigenbases(*averages, *identities, jnp.zeros_like(like))
+    averages = (jnp.zeros(square, dtype) for square in squares)
+    identities = (jnp.broadcast_to(jnp.eye(square[-1], dtype=dtype), square) for square in squares)
+    return Eigenbases(*averages, *identities, jnp.zeros(shape, dtype))
 
 
 @functools.lru_cache(_KEPT)

@@ -34,7 +34,7 @@ def unf(
     $$ W_{t+1} = W_t - \alpha (m_t^{\gamma_0} + \beta f(W_t, \nabla_t, \{m_t^{\gamma_i}\}_i, t)) $$
 
     The default, `"universal"`, trains any network with nothing to tune but the number of steps. Its nominal term is
-    momentum that is orthogonalized wherever a leaf is a matrix (see `describe_matrices`), and its step size is found
+    `scale_by_soap`, which treats matrices in a way of their own (see `describe_matrices`), and its step size is found
     while training. So there is no learning rate to give. A `factor` of 0.5 makes steps half as large as the optimizer
     finds right.
 

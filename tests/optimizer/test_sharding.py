@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 CASES = ["deepsets rows auto", "full both auto", "tied both auto", "tied both explicit"]
 # Products of a matrix with itself, again and again: it has to travel, and rounding grows.
-MIXTURE = "mixture both auto"
+PRODUCTS = ["mixture both auto", "universal both auto", "universal both explicit"]
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +37,12 @@ def test_steps_are_those_of_one_device(found, case):
     assert found[case]["difference"] < 2e-6
 
 
-def test_orthogonalized_steps_are_those_of_one_device(found):
-    assert found[MIXTURE]["difference"] < 2e-5
+@pytest.mark.parametrize("case", PRODUCTS)
+def test_steps_by_products_of_matrices_are_those_of_one_device(found, case):
+    assert found[case]["difference"] < 2e-5
 
 
-@pytest.mark.parametrize("case", [*CASES, MIXTURE])
+@pytest.mark.parametrize("case", [*CASES, *PRODUCTS])
 def test_the_state_is_sharded_like_the_parameters(found, case):
     at_init, after = found[case]["differently sharded"]
     assert at_init == []
