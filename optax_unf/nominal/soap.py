@@ -161,11 +161,18 @@ def _initial_bases(leaves: Leaves, found: Found, largest: int, params: PyTree) -
 
 def _untold(shape: tuple[int, ...], dtype: DTypeLike) -> Eigenbases:
     """The bases before the first gradient."""
-    batch, *sides = shape
-    squares = [(batch, side, side) for side in sides]
-    averages = (jnp.zeros(square, dtype) for square in squares)
-    identities = (jnp.broadcast_to(jnp.eye(square[-1], dtype=dtype), square) for square in squares)
-    return Eigenbases(*averages, *identities, jnp.zeros(shape, dtype))
+    batch, rows, columns = shape
+
+    def identities(side: int) -> Array:
+        return jnp.broadcast_to(jnp.eye(side, dtype=dtype), (batch, side, side))
+
+    return Eigenbases(
+        left_moments=jnp.zeros((batch, rows, rows), dtype),
+        right_moments=jnp.zeros((batch, columns, columns), dtype),
+        left=identities(rows),
+        right=identities(columns),
+        nu=jnp.zeros(shape, dtype),
+    )
 
 
 @functools.lru_cache(_KEPT)
