@@ -2,7 +2,7 @@
 
     python examples/which_matrices.py
 
-Nothing marks the fused array, the heads or the embedding: they follow from the loss. Prints what is orthogonalized
+Nothing marks the fused array, the heads or the embedding: they follow from the loss. Prints what is a matrix
 without a spec and with one that is inferred, trains with both, and hands the finding to optax's own Muon. The text is
 Python's own documentation. Takes about a minute on two CPU cores.
 """
