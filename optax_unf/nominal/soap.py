@@ -137,8 +137,10 @@ def scale_by_soap(
         check_real(updates, "gradient")
         state = checked_state(state, ScaleBySoapState)
         found = found_by_path(find, updates if params is None else params)
-        trees = (*map(leaves_by_path, (updates, state.mu, state.nu)), state.bases)
         count = jnp.asarray(optax.safe_increment(state.count))
+        if not found:
+            return updates, state._replace(count=count)
+        trees = (*map(leaves_by_path, (updates, state.mu, state.nu)), state.bases)
         step = _program(tuple(found.values()), b2, eps, every, placements(trees))
         direction, mu, nu, bases = step(*trees, count=count, momentum=momentum)
         return refilled(updates, direction), ScaleBySoapState(

@@ -167,3 +167,10 @@ def test_runs_can_be_mapped():
     for k in range(2):
         expected, _ = last_step(optimizer, [tree(k + 1)])
         jax.tree.map(lambda a, b, k=k: np.testing.assert_allclose(a[k], b, atol=2e-3), found, expected)
+
+
+def test_a_part_without_parameters():
+    masked = optax.masked(scale_by_soap(), {"w": False})
+    grads = {"w": jnp.ones((2, 2))}
+    updates, _ = jax.jit(masked.update)(grads, masked.init(grads))
+    np.testing.assert_array_equal(updates["w"], grads["w"])
