@@ -32,6 +32,13 @@ def unbiased(average: Array, count: Int[Array, ""], decay: float | Float[Array, 
     return average / (1 - jnp.asarray(decay, average.dtype) ** count.astype(average.dtype))
 
 
+def adam_steps(
+    mu: Leaves, nu: Leaves, count: Int[Array, ""], momentum: float | Float[Array, ""], b2: float, eps: float
+) -> Leaves:
+    """The steps of the leaves that have second moments."""
+    return {path: adam_step(unbiased(mu[path], count, momentum), unbiased(nu[path], count, b2), eps) for path in nu}
+
+
 def adam_step(mu: Array, nu: Array, eps: float) -> Array:
     """A momentum over the root of second moments, epsilon being relative to their mean."""
     size = root(nu) + eps * root(jnp.mean(nu))

@@ -14,7 +14,7 @@ from optax_unf._arguments import check_real, checked_state
 from optax_unf._dtypes import at_least_float32
 from optax_unf._sharding import placements, propagated, replicated
 from optax_unf.infer import Spec
-from optax_unf.nominal.adam import adam_step, average, moments, unbiased
+from optax_unf.nominal.adam import adam_steps, average, moments
 from optax_unf.nominal.leaves import Found, Leaves, found_by_path, refilled, taken_matrices, with_matrices, zeros
 from optax_unf.nominal.matrices import find_matrices
 from optax_unf.nominal.matrix import LeafMatrices
@@ -210,7 +210,7 @@ def _step(
 ) -> tuple[Leaves, Leaves, Leaves]:
     """The direction and the new moments, by path; they have the dtypes of the gradients and of the moments."""
     new, mu, nu = moments(grads, mu, nu, momentum, b2)
-    adam = {path: adam_step(unbiased(mu[path], count, momentum), unbiased(nu[path], count, b2), eps) for path in nu}
+    adam = adam_steps(mu, nu, count, momentum, b2, eps)
 
     # Polar factors need no correction of their bias.
     matrices = [path for path, leaf in found.items() if any(leaf.matrices)]

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from optax_unf._arguments import check_real, checked_state
 from optax_unf._sharding import placements, propagated, replicated
 from optax_unf.infer import Spec
-from optax_unf.nominal.adam import adam_step, average, moments, unbiased
+from optax_unf.nominal.adam import adam_step, adam_steps, average, moments, unbiased
 from optax_unf.nominal.leaves import Found, Leaves, found_by_path, refilled, taken_matrices, with_matrices, zeros
 from optax_unf.nominal.matrices import find_matrices
 from optax_unf.nominal.matrix import LeafMatrices
@@ -202,7 +202,7 @@ def _step(
 ) -> tuple[Leaves, Leaves, Leaves, dict[str, Eigenbases]]:
     """The direction and the new state; they have the dtypes of the gradients and of the state."""
     new, mu, nu = moments(grads, mu, nu, momentum, b2)
-    adam = {path: adam_step(unbiased(mu[path], count, momentum), unbiased(nu[path], count, b2), eps) for path in nu}
+    adam = adam_steps(mu, nu, count, momentum, b2, eps)
 
     ahead = {path: average(mu[path], g, momentum) for path, g in new.items()}
     momenta, gradients = taken_matrices(ahead, found), taken_matrices(new, found)

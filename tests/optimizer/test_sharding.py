@@ -37,7 +37,7 @@ def test_steps_are_those_of_one_device(found, case):
     assert found[case]["difference"] < 2e-6
 
 
-@pytest.mark.parametrize("case", PRODUCTS)
+@pytest.mark.parametrize("case", [*PRODUCTS, "universal shard_map"])
 def test_steps_by_products_of_matrices_are_those_of_one_device(found, case):
     assert found[case]["difference"] < 2e-5
 
