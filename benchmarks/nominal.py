@@ -1,6 +1,7 @@
 """Time of an update over that of `optax.contrib.muon`: `python benchmarks/nominal.py [--gpt2]`.
 
-Medians in one process, the optimizers taking turns of ten updates, in one of which `unf` turns its bases.
+Also seconds of compilation, and entries of the state over those of the parameters. Medians in one process, the
+optimizers taking turns of ten updates, in one of which `unf` turns its bases.
 """
 
 import argparse
@@ -34,6 +35,10 @@ def gpt2(width=768, layers=12, tokens=50_257):
     return tables | {f"block_{k}": block for k in range(layers)}
 
 
+def size(tree):
+    return sum(x.size for x in jax.tree.leaves(tree))
+
+
 def measure(params, repeats):
     optimizers = {
         "optax.contrib.muon": optax.contrib.muon(1e-3, consistent_rms=0.2),
@@ -47,9 +52,12 @@ def measure(params, repeats):
     grads = jax.tree.map(
         lambda x, k: jax.random.normal(k, x.shape), params, jax.tree.unflatten(jax.tree.structure(params), list(keys))
     )
-    runs = {}
+    runs, compiled = {}, {}
     for name, optimizer in optimizers.items():
-        update, state = jax.jit(optimizer.update), jax.jit(optimizer.init)(params)
+        state = jax.jit(optimizer.init)(params)
+        start = time.perf_counter()
+        update = jax.jit(optimizer.update).lower(grads, state, params).compile()
+        compiled[name] = time.perf_counter() - start, size(state) / size(params)
         for _ in range(11):  # the first ten decompose
             state = jax.block_until_ready(update(grads, state, params))[1]
         runs[name] = update, state
@@ -66,7 +74,9 @@ def measure(params, repeats):
 
     medians = {name: statistics.median(found) for name, found in times.items()}
     for name, median in medians.items():
-        print(f"{name:<24} {1e3 * median:10.2f} ms  {median / medians['optax.contrib.muon']:.2f}")
+        seconds, arrays = compiled[name]
+        ratio = median / medians["optax.contrib.muon"]
+        print(f"{name:<24} {1e3 * median:10.2f} ms  {ratio:.2f}  compiled in {seconds:.1f} s  state {arrays:.1f}")
 
 
 if __name__ == "__main__":
